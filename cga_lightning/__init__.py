@@ -1,0 +1,1 @@
+"""Decentralized learning by Cross-Gradient Aggregation, as a PyTorch Lightning strategy."""

@@ -1,0 +1,1 @@
+"""Decentralized algorithms: one method, one file, one readable step."""
