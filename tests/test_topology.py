@@ -1,0 +1,279 @@
+"""Every topology keeps the same promises; a new one is one line in TOPOLOGIES."""
+
+import pickle
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cga_lightning.topology import (
+    TOPOLOGIES,
+    Bipartite,
+    Complete,
+    DirectedRing,
+    ErdosRenyi,
+    Exponential,
+    FromMatrix,
+    OnePeerExponential,
+    Ring,
+    Topology,
+    Torus,
+    from_name,
+)
+
+
+class Star(Topology):
+    """The user's own: agent 0 in the middle."""
+
+    def edges(self, agents):
+        return [(0, rank) for rank in range(1, agents)]
+
+
+UNDIRECTED = [Ring(), Complete(), Bipartite(), Torus(), Exponential(), ErdosRenyi(p=0.3), Star()]
+DIRECTED = [DirectedRing(), OnePeerExponential()]
+HALVES = [[0.5, 0.5], [0.5, 0.5]]
+SIZES = [2, 3, 4, 5, 8, 9, 40]
+
+
+def assert_doubly_stochastic(matrix):
+    assert matrix.dtype == np.float64
+    assert (matrix >= 0).all()
+    np.testing.assert_allclose(matrix.sum(axis=0), 1, atol=1e-12)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-12)
+
+
+def assert_edges_match_weights(topology, matrix):
+    weighty = (matrix > 1e-12) & ~np.eye(len(matrix), dtype=bool)
+    for rank in range(topology.agents):
+        assert topology.in_neighbors(rank) == np.flatnonzero(weighty[rank]).tolist()
+        assert topology.out_neighbors(rank) == np.flatnonzero(weighty[:, rank]).tolist()
+
+
+def assert_gossip_averages(topology, steps=400):
+    values = np.linspace(-1, 1, topology.agents) ** 3
+    for step in range(steps):
+        values = topology.at(step).mixing_matrix() @ values
+    gap = topology.spectral_gap()
+    assert 0 < gap <= 1 + 1e-12
+    np.testing.assert_allclose(values, values.mean(), atol=2 * np.exp(-gap * steps) + 1e-12)
+
+
+@pytest.mark.parametrize("agents", SIZES)
+@pytest.mark.parametrize("topology", UNDIRECTED + DIRECTED, ids=repr)
+def test_promises(topology, agents):
+    bound = topology.bind(agents)
+    matrix = bound.mixing_matrix()
+    assert bound.agents == agents and matrix.shape == (agents, agents)
+    assert_doubly_stochastic(matrix)
+    assert_edges_match_weights(bound, matrix)
+    assert_gossip_averages(bound)
+    for step in range(7):
+        assert_doubly_stochastic(bound.at(step).mixing_matrix())
+        assert_edges_match_weights(bound.at(step), bound.at(step).mixing_matrix())
+
+
+@pytest.mark.parametrize("agents", SIZES)
+@pytest.mark.parametrize("topology", UNDIRECTED, ids=repr)
+def test_undirected(topology, agents):
+    bound = topology.bind(agents)
+    assert bound.at(3) is bound
+    assert (bound.mixing_matrix() == bound.mixing_matrix().T).all()
+    for rank in range(agents):
+        assert bound.neighbors(rank) == bound.in_neighbors(rank) == bound.out_neighbors(rank)
+        assert all(type(neighbor) is int for neighbor in bound.neighbors(rank))
+
+
+@pytest.mark.parametrize("topology", UNDIRECTED + DIRECTED + [FromMatrix(np.full((3, 3), 1 / 3))], ids=repr)
+def test_is_a_value(topology):
+    bound = topology.bind(3)
+    bound.mixing_matrix()[:] = 7  # the caller's copy
+    bound.in_neighbors(0).append(7)
+    assert pickle.loads(pickle.dumps(bound)) == bound == topology.bind(3)
+    assert hash(bound) == hash(topology.bind(3))
+    assert_doubly_stochastic(pickle.loads(pickle.dumps(bound)).mixing_matrix())
+    with pytest.raises(FrozenInstanceError):
+        bound.agents = 4
+
+
+def test_bind():
+    assert Ring(5).bind(5) == Ring().bind(5) == Ring(5) != Complete(5)
+    ring = Ring(5)
+    assert ring.bind(5) is ring
+    with pytest.raises(ValueError, match=r"Ring\(5\) describes 5 agents, but the run has 4; run 5"):
+        ring.bind(4)
+
+
+def test_repr():
+    assert [repr(Ring()), repr(Ring(5))] == ["Ring()", "Ring(5)"]
+    assert repr(ErdosRenyi(5, p=0.3)) == "ErdosRenyi(5, p=0.3, seed=0)"
+    assert repr(FromMatrix(np.eye(4) / 2 + 1 / 8)) == "FromMatrix(4x4)"
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"), [("neighbors", [0]), ("mixing_matrix", []), ("spectral_gap", [])]
+)
+@pytest.mark.parametrize("topology", UNDIRECTED + DIRECTED, ids=repr)
+def test_unbound_cannot_be_used(topology, method, arguments):
+    with pytest.raises(ValueError, match=r"is not bound to a number of agents; call bind\(agents\)"):
+        getattr(topology, method)(*arguments)
+
+
+def test_neighbors_by_hand():
+    assert [Ring(2).neighbors(r) for r in (0, 1)] == [[1], [0]]
+    assert Ring(5).neighbors(0) == [1, 4] and Ring(5).neighbors(3) == [2, 4]
+    assert Complete(4).neighbors(2) == [0, 1, 3]
+    assert Torus(12).neighbors(0) == [1, 3, 4, 8]  # 3 rows of 4
+    assert Torus(12, rows=2).neighbors(0) == [1, 5, 6]
+    assert Torus(7).neighbors(0) == [1, 6]
+    assert Exponential(9).neighbors(0) == [1, 2, 4, 5, 7, 8]
+    assert DirectedRing(5).out_neighbors(0) == [1] and DirectedRing(5).in_neighbors(0) == [4]
+
+
+def test_published_bipartite_graph():
+    assert [Bipartite(5).neighbors(r) for r in range(5)] == [[2, 3, 4], [2, 3, 4], [0, 1], [0, 1], [0, 1]]
+    assert Bipartite(2).neighbors(0) == [1]
+    assert Bipartite(3).neighbors(2) == [0, 1]
+    assert Bipartite(6, left=3).neighbors(0) == [3, 4, 5]
+    np.testing.assert_allclose(Bipartite(5).mixing_matrix()[0], [1 / 4, 0, 1 / 4, 1 / 4, 1 / 4])
+    np.testing.assert_allclose(Bipartite(5).mixing_matrix()[2], [1 / 4, 1 / 4, 1 / 2, 0, 0])
+
+
+def test_weights_by_hand():
+    np.testing.assert_allclose(Ring(2).mixing_matrix(), [[0.5, 0.5], [0.5, 0.5]])
+    np.testing.assert_allclose(Ring(5).mixing_matrix()[0], [1 / 3, 1 / 3, 0, 0, 1 / 3])
+    np.testing.assert_allclose(Complete(5).mixing_matrix(), np.full((5, 5), 0.2))
+    np.testing.assert_allclose(Star(4).mixing_matrix()[1], [1 / 4, 3 / 4, 0, 0])
+    np.testing.assert_allclose(DirectedRing(3).mixing_matrix(), [[0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0.5, 0.5]])
+
+
+def test_spectral_gap_by_hand():
+    assert Complete(7).spectral_gap() == pytest.approx(1)
+    assert Ring(9).spectral_gap() == pytest.approx(1 - (1 + 2 * np.cos(2 * np.pi / 9)) / 3)
+    assert DirectedRing(8).spectral_gap() == pytest.approx(1 - np.cos(np.pi / 8))
+
+
+@pytest.mark.parametrize("agents", [2, 4, 8, 16])
+def test_one_peer_exponential_averages_in_one_period(agents):
+    topology = OnePeerExponential(agents)
+    period = agents.bit_length() - 1
+    product = np.eye(agents)
+    for step in range(period):
+        product = topology.at(step).mixing_matrix() @ product
+    np.testing.assert_allclose(product, 1 / agents, atol=1e-12)
+    assert topology.at(period) == topology.at(0)
+    assert all(len(topology.at(t).out_neighbors(0)) == 1 for t in range(period))
+
+
+def test_directed_graphs_have_no_neighbors():
+    with pytest.raises(ValueError, match=r"DirectedRing\(5\) is directed; use in_neighbors"):
+        DirectedRing(5).neighbors(0)
+    assert DirectedRing(2).neighbors(0) == [1]
+
+
+def test_push_weights_are_column_stochastic():
+    class Flower(Topology):
+        directed = True
+
+        def edges(self, agents):
+            return [(0, 1), (1, 2), (2, 0), (0, 2)]
+
+    expected = [[1 / 3, 0, 1 / 2], [1 / 3, 1 / 2, 0], [1 / 3, 1 / 2, 1 / 2]]
+    np.testing.assert_allclose(Flower(3).mixing_matrix(), expected)
+
+
+def test_erdos_renyi_is_seeded():
+    assert ErdosRenyi(40, seed=1).neighbors(0) == ErdosRenyi(40, seed=1).neighbors(0)
+    assert any(ErdosRenyi(40, seed=1).neighbors(r) != ErdosRenyi(40, seed=2).neighbors(r) for r in range(40))
+
+
+@given(st.lists(st.tuples(st.permutations(range(5)), st.floats(0.1, 1)), min_size=1, max_size=4))
+def test_from_matrix_takes_every_mixture_of_permutations(terms):
+    matrix = np.eye(5) + 1.0 / 5
+    matrix = matrix / 2 + sum(weight * np.eye(5)[list(order)] for order, weight in terms)
+    matrix /= matrix.sum(axis=1, keepdims=True)
+    topology = FromMatrix(matrix.tolist())
+    np.testing.assert_array_equal(topology.mixing_matrix(), matrix)
+    assert_edges_match_weights(topology, matrix)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        ([[0.5, 0.5]], r"square \[N, N\], got the shape \[1, 2\]"),
+        ([[1.0]], "FromMatrix needs at least 2 agents, got 1"),
+        ([[0.5, 0.4], [0.5, 0.6]], "row 0 sums to 0.9"),
+        ([[0.5, 0.5], [0.4, 0.6]], "column 0 sums to 0.9"),
+        ([[1.5, -0.5], [-0.5, 1.5]], r"got -0.5 at \[0, 1\]"),
+        ([[float("nan"), 0.5], [0.5, 0.5]], r"got nan at \[0, 0\]"),
+        (np.eye(3), r"FromMatrix\(3x3\) is not connected"),
+        ([[0, 1], [1, 0]], "never reaches agreement"),
+    ],
+)
+def test_bad_matrix(matrix, message):
+    with pytest.raises(ValueError, match=message):
+        FromMatrix(matrix)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: Ring(1),
+            r"Ring needs at least 2 agents, got 1; set devices=2 or more, or use Simulated",
+        ),
+        (lambda: Ring().bind(0), "Ring needs at least 2 agents, got 0"),
+        (lambda: Bipartite(4, left=4), "1 <= left < agents, got left=4 of 4 agents"),
+        (lambda: Bipartite(4, left=0), "got left=0 of 4 agents"),
+        (lambda: Torus(8, rows=3), "got rows=3 of 8 agents"),
+        (lambda: Torus(8, rows=0), "got rows=0 of 8 agents"),
+        (lambda: ErdosRenyi(4, p=0), "0 < p <= 1, got p=0"),
+        (lambda: ErdosRenyi(40, p=1e-6), "no connected graph of 40 agents in 100 draws"),
+        (lambda: Ring(3).neighbors(3), r"Ring\(3\) has the ranks 0 to 2, got 3"),
+        (lambda: Ring(3).neighbors(-1), "got -1"),
+        (lambda: from_name("circle"), "Unknown topology 'circle'; known: ring, complete, bipartite, torus"),
+        (
+            lambda: FromMatrix(HALVES).bind(3),
+            r"FromMatrix\(2x2\) describes 2 agents, but the run has 3",
+        ),
+    ],
+)
+def test_bad_arguments(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_not_connected():
+    class Pairs(Topology):
+        def edges(self, agents):
+            return [(rank, rank + 1) for rank in range(0, agents, 2)]
+
+    assert Pairs(2).neighbors(0) == [1]
+    with pytest.raises(ValueError, match=r"Pairs\(4\) is not connected"):
+        Pairs(4)
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_from_name(name):
+    assert from_name(name) == TOPOLOGIES[name]()
+    assert from_name(name).agents is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--topology=Ring"], Ring()),
+        (["--topology=cga_lightning.topology.ErdosRenyi", "--topology.p=0.9"], ErdosRenyi(p=0.9)),
+        (["--topology=FromMatrix", f"--topology.matrix={HALVES}"], FromMatrix(HALVES)),
+        (["--topology=ring"], "ring"),
+    ],
+)
+def test_command_line_builds_topologies(arguments, expected):
+    jsonargparse = pytest.importorskip("jsonargparse")
+    command_line = getattr(jsonargparse, "auto_cli", None) or jsonargparse.CLI
+
+    def run(topology: Topology | str = "ring"):
+        return topology
+
+    assert command_line(run, args=arguments) == expected
