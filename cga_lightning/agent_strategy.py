@@ -26,9 +26,9 @@ from cga_lightning.window import ForbidCollectives, Window, raise_collective
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
-    from pytorch_lightning.strategies import Strategy
+    from pytorch_lightning.strategies import SingleDeviceStrategy
 
-    class _Base(InTreeOfUse, Strategy): ...
+    class _Base(InTreeOfUse, SingleDeviceStrategy): ...  # any complete strategy, for the type checker
 else:
     _Base = InTreeOfUse
 
@@ -46,7 +46,12 @@ class AgentStrategy(_Base):
     """
 
     def __init__(
-        self, algorithm: Algorithm | str, topology: Topology | str, uneven: Uneven, eval_model: EvalModel, **base: Any
+        self,
+        algorithm: Algorithm | str,
+        topology: Topology | str,
+        uneven: Uneven,
+        eval_model: EvalModel,
+        **base: Any,
     ) -> None:
         super().__init__(**base)
         for name, value, allowed in (
@@ -69,7 +74,7 @@ class AgentStrategy(_Base):
         self._in_cross_pass = False
         self._checked_collectives = False
 
-    # --- what the two strategies answer differently -------------------------------------------------------------
+    # --- what the two strategies answer differently
 
     @property
     @abstractmethod
@@ -96,7 +101,7 @@ class AgentStrategy(_Base):
     def _mean_over_processes(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    # --- start ---------------------------------------------------------------------------------------------------
+    # --- start
 
     @property
     def traffic(self) -> Counter[str]:
@@ -136,7 +141,7 @@ class AgentStrategy(_Base):
     def _trainer(self) -> Trainer:
         return self._module.trainer
 
-    # --- data ----------------------------------------------------------------------------------------------------
+    # --- data
 
     def process_dataloader(self, dataloader: Any) -> Any:
         """Let every agent serve the same number of train batches per epoch."""
@@ -145,12 +150,10 @@ class AgentStrategy(_Base):
         training = self._trainer.training and (loop._combined_loader is None or loop._should_reload_train_dl)
         return AgreedLoader(dataloader, self._agreed_lengths(dataloader)) if training else dataloader
 
-    # --- gradients at other models ---------------------------------------------------------------------------------
+    # --- gradients at other models
 
-    def _gradient(
-        self, window: Window, parameters: Sequence[nn.Parameter], layout: FlatLayout, at: Tensor
-    ) -> Tensor:
-        check = nullcontext() if self._checked_collectives else ForbidCollectives()
+    def _gradient(self, window: Window, parameters: Sequence[nn.Parameter], layout: FlatLayout, at: Tensor) -> Tensor:
+        check = nullcontext() if self._checked_collectives else ForbidCollectives()  # type: ignore[no-untyped-call]
         with self._cross_pass(), check:
             gradient = window.gradient(self._module, parameters, layout, self._forward_backward, at)
         self._checked_collectives = True
@@ -215,7 +218,7 @@ class AgentStrategy(_Base):
         if module is not None and module._current_fx_name == "training_step":
             raise_collective(name)
 
-    # --- evaluation ------------------------------------------------------------------------------------------------
+    # --- evaluation
 
     def consensus(self) -> State:
         """The mean of all agents' models. A collective: every process must call it."""
@@ -276,4 +279,3 @@ def _refuse_module(module: LightningModule) -> None:
             f"{type(module).__name__}.training_step(dataloader_iter) draws its batches itself, so it cannot be run "
             "again with a neighbor's model. Use training_step(batch, batch_idx)."
         )
-

@@ -150,4 +150,3 @@ def _resume(step: Step, inbox: Messages | None) -> Messages | None:
         return next(step) if inbox is None else step.send(inbox)
     except StopIteration:
         return None
-

@@ -82,7 +82,7 @@ class Partitioned(_Base):
 
     def train_dataloader(self) -> Any:
         """The loader of this process's agent, or a list of loaders if it has several."""
-        strategy = self.trainer.strategy if self.trainer is not None else None
+        strategy: Any = self.trainer.strategy if self.trainer is not None else None
         if not hasattr(strategy, "local_agents"):
             raise TypeError(
                 "PartitionedDataModule gives each agent its own data, so it needs DecentralizedStrategy or "

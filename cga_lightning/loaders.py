@@ -42,9 +42,10 @@ def agreed_length(lengths: Sequence[int | None], uneven: Uneven) -> int:
 def sized_length(loader: object) -> int | None:
     """The number of batches of `loader`, or None if it does not know."""
     try:
-        return len(loader)  # type: ignore[arg-type]
+        length: int = len(loader)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError):
         return None
+    return length
 
 
 class AgreedLoader:
@@ -56,6 +57,9 @@ class AgreedLoader:
         loader: the loader to wrap.
         length: returns the agreed number of batches; called when the length is first needed.
     """
+
+    _loader: Iterable[Any]
+    _length: Callable[[], int]
 
     def __init__(self, loader: Iterable[Any], length: Callable[[], int]) -> None:
         self.__dict__.update(_loader=loader, _length=length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-_COMBINE = {"max": torch.amax, "min": torch.amin, "sum": torch.sum}
+_COMBINE: dict[str, Callable[[Tensor], Tensor]] = {"max": torch.max, "min": torch.min, "sum": torch.sum}
 
 
 class LogMean:
@@ -42,7 +42,11 @@ class LogMean:
     def flush(self) -> None:
         """Log every name once."""
         for name, (values, sizes, options) in self._calls.items():
-            self._log(name, _combined(values, sizes, options.get("reduce_fx")), **options | {"batch_size": sum(sizes)})
+            self._log(
+                name,
+                _combined(values, sizes, options.get("reduce_fx")),
+                **options | {"batch_size": sum(sizes)},
+            )
 
 
 @contextmanager
@@ -61,6 +65,6 @@ def _combined(values: list[Tensor], sizes: list[int], reduce_fx: Any) -> Tensor:
     name = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "mean")
     stacked = torch.stack([value if value.is_floating_point() else value.float() for value in values])
     if name in _COMBINE:
-        return _COMBINE[name](stacked, dim=0)
+        return _COMBINE[name](stacked)
     weights = torch.tensor(sizes, dtype=stacked.dtype, device=stacked.device)
-    return torch.tensordot(weights / weights.sum(), stacked, dims=1)
+    return (weights / weights.sum()) @ stacked

@@ -42,8 +42,7 @@ class Monitor(_Base):
         strategy: Any = trainer.strategy
         if not hasattr(strategy, "consensus"):
             raise TypeError(
-                "ConsensusMonitor needs DecentralizedStrategy or SimulatedStrategy, found "
-                f"{type(strategy).__name__}."
+                f"ConsensusMonitor needs DecentralizedStrategy or SimulatedStrategy, found {type(strategy).__name__}."
             )
         options: dict[str, Any] = {"on_step": True, "on_epoch": False, "batch_size": 1}
         pl_module.log("consensus_distance", strategy.consensus_distance(), prog_bar=self.prog_bar, **options)

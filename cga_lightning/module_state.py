@@ -17,11 +17,13 @@ class ModuleState:
 
     def __init__(self, module: nn.Module) -> None:
         self.parameters = list(module.parameters())
-        self._buffers = [(m, name) for m in module.modules() for name in m._buffers if m._buffers[name] is not None]
+        self._buffers = [
+            (m, name) for m in module.modules() for name, buffer in m._buffers.items() if buffer is not None
+        ]
 
     def capture(self) -> State:
         """The tensors that the module uses now."""
-        return [p.data for p in self.parameters] + [m._buffers[name] for m, name in self._buffers]
+        return [p.data for p in self.parameters] + [getattr(m, name) for m, name in self._buffers]
 
     def activate(self, state: State) -> None:
         """Let the module use these tensors from now on; not while a graph of its parameters is alive."""

@@ -94,7 +94,9 @@ class Turns:
             before = [_options(group) for group in groups]
             yield resident
             for group, old, values in zip(groups, before, resident.group_values, strict=True):
-                values.update({name: value for name, value in _options(group).items() if _differs(value, old.get(name))})
+                values.update(
+                    {name: value for name, value in _options(group).items() if _differs(value, old.get(name))}
+                )
         for group, values in zip(groups, shared, strict=True):
             group.update(values)
         self.end()
@@ -106,4 +108,3 @@ def _options(group: dict[str, Any]) -> dict[str, Any]:
 
 def _differs(new: Any, old: Any) -> bool:
     return bool(new is not old and (type(new) is not type(old) or new != old))
-

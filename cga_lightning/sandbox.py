@@ -34,8 +34,8 @@ class RandomState(NamedTuple):
     @classmethod
     def capture(cls) -> RandomState:
         """The state now."""
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-        return cls(torch.get_rng_state(), cuda, random.getstate(), np.random.get_state(legacy=False))
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+        return cls(torch.get_rng_state(), cuda, random.getstate(), np.random.get_state(legacy=False))  # noqa: NPY002
 
     def restore(self) -> None:
         """Make it the state again."""
@@ -43,14 +43,14 @@ class RandomState(NamedTuple):
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda)
         random.setstate(self.python)
-        np.random.set_state(self.numpy)
+        np.random.set_state(self.numpy)  # noqa: NPY002
 
 
 def seed_all(seed: int) -> None:
     """Seed torch (all devices), Python and numpy, and nothing else: no environment variable is written."""
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
 @contextmanager
@@ -73,9 +73,7 @@ def sandbox(module: nn.Module) -> Iterator[None]:
 
 
 def _copy_attributes(module: nn.Module, attributes: dict[str, Any], copies: dict[int, Any]) -> dict[str, Any]:
-    copied = {
-        name: dict(value) if name in _SHARED else _copy(value, copies) for name, value in attributes.items()
-    }
+    copied = {name: dict(value) if name in _SHARED else _copy(value, copies) for name, value in attributes.items()}
     if hasattr(type(module), "training_step"):  # a LightningModule
         copied.update(dict.fromkeys(_SILENT, _do_nothing))
     if "dist_sync_on_step" in copied:  # a torchmetrics metric

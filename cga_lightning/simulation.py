@@ -107,7 +107,7 @@ class Simulated(_Base):
         with ModuleState(self._module).activated(state):
             return {name: value.clone() for name, value in self._module.state_dict().items()}
 
-    # --- start ---------------------------------------------------------------------------------------------------
+    # --- start
 
     def connect(self, model: LightningModule) -> None:
         """Take the device of the Trainer, which must be one."""
@@ -156,7 +156,7 @@ class Simulated(_Base):
         self._loaders.append(loader)
         return lambda group=self._loaders: group.agreed_length(self.uneven)  # type: ignore[misc]
 
-    # --- one step ----------------------------------------------------------------------------------------------------
+    # --- one step
 
     def training_step(self, batches: Any, *args: Any) -> Any:
         """Forward and backward of every agent on its own batch."""
@@ -187,9 +187,7 @@ class Simulated(_Base):
         """Done already, for each agent in its turn; this is the mean of their losses."""
         return closure_loss
 
-    def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
-    ) -> Any:
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Exchange and project, then let every agent step."""
         completed = StepOnce(closure, self._exchange)
         result = completed()
@@ -271,7 +269,7 @@ class Simulated(_Base):
         for place, view in zip(self._places, self._layout.views(resident.agent.params), strict=True):
             resident.state[place] = view
 
-    # --- end -----------------------------------------------------------------------------------------------------------
+    # --- end
 
     def _states(self) -> list[State]:
         if not self._residents:
@@ -313,7 +311,7 @@ class Simulated(_Base):
 
 
 class _LoaderGroup:
-    """The train loaders of all agents, collected one by one; complete once their common length was asked for."""
+    """All agents' train loaders, collected one by one; complete once their common length was asked for."""
 
     def __init__(self) -> None:
         self._loaders: list[Any] = []

@@ -49,6 +49,7 @@ class StepOnce:
         self._calls = 0
 
     def __call__(self) -> Any:
+        """Forward, backward, exchange; returns the loss."""
         self._calls += 1
         self.check()
         result = self._closure()

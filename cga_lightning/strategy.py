@@ -25,9 +25,10 @@ from cga_lightning.topology import Topology
 from cga_lightning.window import Window
 
 if TYPE_CHECKING:
+    from lightning_fabric.plugins import ClusterEnvironment
     from pytorch_lightning import LightningModule, Trainer
     from pytorch_lightning.accelerators import Accelerator
-    from pytorch_lightning.plugins import CheckpointIO, ClusterEnvironment, Precision
+    from pytorch_lightning.plugins import CheckpointIO, Precision
     from pytorch_lightning.strategies import DDPStrategy
 
     class _Base(AgentStrategy, DDPStrategy): ...
@@ -103,7 +104,7 @@ class Decentralized(_Base):
         """The rank of this process."""
         return [self.global_rank]
 
-    # --- start ---------------------------------------------------------------------------------------------------
+    # --- start
 
     def _configure_launcher(self) -> None:
         self.topology = self.topology.bind(self.agents)  # the first place that knows their number: in Trainer(...)
@@ -139,7 +140,7 @@ class Decentralized(_Base):
                     "the LightningModule and the strategy with the same arguments on every agent."
                 )
 
-    # --- one step ----------------------------------------------------------------------------------------------------
+    # --- one step
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Send the model off before the first micro-batch of a step; remember what the step has seen."""
@@ -149,9 +150,7 @@ class Decentralized(_Base):
         self._window.append(*args)
         return super().training_step(*args, **kwargs)
 
-    def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
-    ) -> Any:
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Exchange and project once the own gradient is there, then step."""
         completed = StepOnce(closure, self._finish_step)
         output = super().optimizer_step(optimizer, completed, model, **kwargs)
@@ -205,7 +204,7 @@ class Decentralized(_Base):
                 self._layout.read(agent.params, self._parameters)
         agent.step += 1
 
-    # --- agreement with the other processes ----------------------------------------------------------------------------
+    # --- agreement with the other processes
 
     def _agreed_lengths(self, loader: Any) -> Callable[[], int]:
         lengths: list[int | None] = [None] * self.agents

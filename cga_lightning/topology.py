@@ -332,9 +332,7 @@ class FromMatrix(Topology):
         object.__setattr__(self, "agents", len(values))
         self._check(len(values))
         if self._gap < 1e-9:
-            raise ValueError(
-                "FromMatrix never reaches agreement (spectral gap 0); give the diagonal some weight."
-            )
+            raise ValueError("FromMatrix never reaches agreement (spectral gap 0); give the diagonal some weight.")
 
     def edges(self, agents: int) -> Iterable[Edge]:
         """Sender j and receiver i of every positive entry [i, j]."""
@@ -368,9 +366,7 @@ def from_name(name: str) -> Topology:
         ValueError: no topology has that name.
     """
     if name not in TOPOLOGIES:
-        raise ValueError(
-            f"Unknown topology {name!r}; known: {', '.join(TOPOLOGIES)}, or pass a Topology object."
-        )
+        raise ValueError(f"Unknown topology {name!r}; known: {', '.join(TOPOLOGIES)}, or pass a Topology object.")
     return TOPOLOGIES[name]()
 
 

@@ -31,15 +31,20 @@ class Window:
         self._micro_batches.append((arguments, RandomState.capture()))
 
     def gradient(
-        self, module: nn.Module, parameters: Sequence[nn.Parameter], layout: FlatLayout, backward: Backward, at: Tensor
+        self,
+        module: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        layout: FlatLayout,
+        backward: Backward,
+        at: Tensor,
     ) -> Tensor:
         """The gradient `[d]` of the window's loss at the parameters `at` `[d]`, leaving no trace in `module`."""
         gradient = layout.zeros()
-        with swapped(parameters, layout.views(at), layout.views(gradient)), torch.enable_grad():
-            with sandbox(module):
-                for arguments, state in self._micro_batches:
-                    state.restore()
-                    backward(*arguments)
+        elsewhere = swapped(parameters, layout.views(at), layout.views(gradient))
+        with elsewhere, sandbox(module), torch.enable_grad():
+            for arguments, state in self._micro_batches:
+                state.restore()
+                backward(*arguments)
         return gradient
 
 
@@ -56,16 +61,14 @@ def swapped(
         _point(parameters, *zip(*originals, strict=True))
 
 
-def _point(
-    parameters: Sequence[nn.Parameter], data: Sequence[Tensor], grads: Sequence[Tensor | None]
-) -> None:
+def _point(parameters: Sequence[nn.Parameter], data: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
     for parameter, value, grad in zip(parameters, data, grads, strict=True):
         parameter.grad = None
         parameter.data = value
         parameter.grad = grad
 
 
-class ForbidCollectives(TorchDispatchMode):
+class ForbidCollectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, a collective of `torch.distributed` raises: agents run a training step for different models each."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

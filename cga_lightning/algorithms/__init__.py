@@ -6,7 +6,7 @@ from cga_lightning.algorithms.dpsgd import DPSGD
 
 __all__ = ["CGA", "DPSGD", "Algorithm", "Messages", "Step", "from_name"]
 
-_BY_NAME = {"cga": CGA, "dpsgd": DPSGD}
+_BY_NAME: dict[str, type[Algorithm]] = {"cga": CGA, "dpsgd": DPSGD}
 
 
 def from_name(name: str) -> Algorithm:

@@ -39,8 +39,7 @@ class Algorithm(ABC):
 
     def after_step(self, agent: Agent) -> Step:
         """After the optimizer step; nothing by default."""
-        return
-        yield  # an empty generator
+        yield from ()
 
     def settings(self) -> dict[str, Any]:
         """The values that decide what this algorithm computes; agents must agree on them."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from cga_lightning.agent import Agent
-from cga_lightning.algorithms.base import Algorithm, Step
+from cga_lightning.algorithms.base import Algorithm, Messages, Step
 from cga_lightning.ops import project_
 
 
@@ -50,9 +49,9 @@ class CGA(Algorithm):
         for name, value in (("margin", margin), ("eps", eps)):
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"CGA({name}=...) must be a finite number of at least 0, got {value!r}.")
-        for name, value, allowed in (("weights", weights, _WEIGHTS), ("scope", scope, _SCOPES)):
-            if value not in allowed:
-                raise ValueError(f"CGA({name}=...) must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+        for name, choice, allowed in (("weights", weights, _WEIGHTS), ("scope", scope, _SCOPES)):
+            if choice not in allowed:
+                raise ValueError(f"CGA({name}=...) must be one of {', '.join(map(repr, allowed))}, got {choice!r}.")
         self.margin = margin
         self.weights = weights
         self.scope = scope
@@ -70,7 +69,7 @@ class CGA(Algorithm):
         self._project(agent, cross_gradients)
         agent.mix(models)
 
-    def _project(self, agent: Agent, cross_gradients: dict[int, Tensor]) -> None:
+    def _project(self, agent: Agent, cross_gradients: Messages) -> None:
         ranks = sorted(cross_gradients)
         rows = [cross_gradients[rank] for rank in ranks]
         if self.weights == "mixing":

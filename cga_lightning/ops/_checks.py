@@ -45,9 +45,7 @@ def offsets(given: Tensor | None, length: int, operator: str) -> Tensor:
             "reading its values would wait for the device."
         )
     if given.dim() != 1 or given.numel() < 2:
-        raise ValueError(
-            f"{operator}: offsets must have shape [s + 1] with s >= 1, found {list(given.shape)}."
-        )
+        raise ValueError(f"{operator}: offsets must have shape [s + 1] with s >= 1, found {list(given.shape)}.")
     _check_bounds(given.tolist(), length, operator)
     return given.contiguous()
 
@@ -60,8 +58,7 @@ def _check_bounds(bounds: list[int], length: int, operator: str) -> None:
     for index, (low, high) in enumerate(pairwise(bounds)):
         if high < low:
             raise ValueError(
-                f"{operator}: offsets must not decrease, "
-                f"found offsets[{index}] = {low}, offsets[{index + 1}] = {high}."
+                f"{operator}: offsets must not decrease, found offsets[{index}] = {low}, offsets[{index + 1}] = {high}."
             )
 
 
@@ -74,9 +71,7 @@ def _listed(cross: Tensor | Sequence[Tensor], operator: str) -> list[Tensor]:
             )
         return list(cross.detach().unbind())
     if not isinstance(cross, Sequence):
-        raise TypeError(
-            f"{operator}: cross must be a tensor or a sequence of tensors, found {type(cross).__name__}."
-        )
+        raise TypeError(f"{operator}: cross must be a tensor or a sequence of tensors, found {type(cross).__name__}.")
     return [row.detach() if isinstance(row, Tensor) else row for row in cross]
 
 
@@ -94,13 +89,9 @@ def _check_row(row: Tensor, own: Tensor, name: str, operator: str) -> None:
     if row.dtype != own.dtype:
         raise TypeError(f"{operator}: {name} must have the dtype of own, {own.dtype}, found {row.dtype}.")
     if row.shape != own.shape:
-        raise ValueError(
-            f"{operator}: {name} must have the shape of own, {list(own.shape)}, found {list(row.shape)}."
-        )
+        raise ValueError(f"{operator}: {name} must have the shape of own, {list(own.shape)}, found {list(row.shape)}.")
     if row.device != own.device:
-        raise ValueError(
-            f"{operator}: {name} must be on the device of own, {own.device}, found {row.device}."
-        )
+        raise ValueError(f"{operator}: {name} must be on the device of own, {own.device}, found {row.device}.")
     _check_contiguous(row, name, operator)
 
 
@@ -113,9 +104,7 @@ def _check_tensor(value: object, name: str, operator: str) -> None:
 
 def _check_contiguous(tensor: Tensor, name: str, operator: str) -> None:
     if not tensor.is_contiguous():
-        raise ValueError(
-            f"{operator}: {name} must be contiguous, found stride {tensor.stride()}; call .contiguous()."
-        )
+        raise ValueError(f"{operator}: {name} must be contiguous, found stride {tensor.stride()}; call .contiguous().")
 
 
 def _non_negative(value: object, name: str, operator: str) -> float:

@@ -24,9 +24,7 @@ _LOST = 2.0**-103
 _FLOAT32_SAFE = (2.0**-96, 2.0**96)
 
 
-def project_(
-    rows: list[Tensor], own: Tensor, offsets: Tensor, margin: float, eps: float
-) -> tuple[Tensor, Tensor]:
+def project_(rows: list[Tensor], own: Tensor, offsets: Tensor, margin: float, eps: float) -> tuple[Tensor, Tensor]:
     """Overwrite ``own`` [d] with its projection; return v [s, K] float64 and the status [s] int32."""
     with torch.no_grad(), torch.autocast(own.device.type, enabled=False):
         dual, status = solve(gram(rows, own, offsets, exact=eps < _EXACT_BELOW), margin, eps)

@@ -47,17 +47,13 @@ def _by_enumeration(unit: np.ndarray, start: np.ndarray) -> np.ndarray:
     raise AssertionError("no active set satisfies the optimality conditions")
 
 
-def assert_equals_exact(
-    result: Projection, rows: list[Tensor], own: Tensor, margin: float, tolerance: float
-) -> None:
+def assert_equals_exact(result: Projection, rows: list[Tensor], own: Tensor, margin: float, tolerance: float) -> None:
     matrix, start = in_float64(rows, own)
     gap = np.linalg.norm(result.gradient.double().numpy() - exact_projection(matrix, start, margin))
     assert gap <= tolerance * _size(result, matrix, start, margin)
 
 
-def assert_feasible(
-    result: Projection, rows: list[Tensor], own: Tensor, margin: float, tolerance: float
-) -> None:
+def assert_feasible(result: Projection, rows: list[Tensor], own: Tensor, margin: float, tolerance: float) -> None:
     """No cross-gradient is opposed, no weight is below the margin."""
     matrix, start = in_float64(rows, own)
     norms = np.linalg.norm(matrix, axis=1)
@@ -66,9 +62,7 @@ def assert_feasible(
     assert (result.dual >= margin).all()
 
 
-def assert_complementary(
-    result: Projection, rows: list[Tensor], own: Tensor, margin: float, tolerance: float
-) -> None:
+def assert_complementary(result: Projection, rows: list[Tensor], own: Tensor, margin: float, tolerance: float) -> None:
     """A weight is above the margin only where the constraint is tight."""
     matrix, start = in_float64(rows, own)
     size = _size(result, matrix, start, margin)

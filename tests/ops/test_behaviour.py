@@ -34,9 +34,7 @@ def test_segments_are_independent_problems(run: Implementation, dtype: torch.dty
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("margin", [0.0, 0.5])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_non_finite_row_is_left_out(
-    run: Implementation, bad: float, margin: float, dtype: torch.dtype
-) -> None:
+def test_a_non_finite_row_is_left_out(run: Implementation, bad: float, margin: float, dtype: torch.dtype) -> None:
     rows, own = problem(dtype=dtype)
     rows[1][17] = bad
     result = run(rows, own, margin=margin)

@@ -75,9 +75,7 @@ def test_half_types(run: Implementation, case: Case, dtype: torch.dtype) -> None
 def test_random_problems(name: str, seed: int, count: int, margin: float) -> None:
     rng = np.random.default_rng(seed)
     matrix = _fuzzed_rows(rng, count)
-    case = Case(
-        "fuzz", matrix, rng.standard_normal(matrix.shape[1]) - rng.uniform(-1, 1) * matrix.sum(0), margin
-    )
+    case = Case("fuzz", matrix, rng.standard_normal(matrix.shape[1]) - rng.uniform(-1, 1) * matrix.sum(0), margin)
     rows, own = case.tensors(torch.float64)
     result = IMPLEMENTATIONS[name](rows, own, margin=margin)
     assert result.status.tolist() == [0]
