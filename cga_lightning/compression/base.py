@@ -49,11 +49,11 @@ class Compressor(ABC):
 
     @abstractmethod
     def compress(self, x: Tensor, layout: Layout) -> Tensor:
-        """Return the message, uint8 ``[wire_size(layout)]``; ``x`` ``[d]`` stays as it is."""
+        """Return the message, uint8 ``[wire_size(layout)]``, new memory; ``x`` ``[d]`` stays as it is."""
 
     @abstractmethod
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
-        """Return ``[d]`` of the layout's dtype, zero in the padding.
+        """Return ``[d]`` of the layout's dtype, zero in the padding, new memory.
 
         Raises:
             ValueError: the message is not uint8 ``[wire_size(layout)]``.

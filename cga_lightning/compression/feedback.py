@@ -37,9 +37,9 @@ class ErrorFeedback(Compressor):
 
     def compress(self, x: Tensor, layout: Layout) -> Tensor:
         """Return the message for x and the memory, and remember what it loses."""
-        corrected = x if self.memory is None else x + self.memory.to(x.device)
-        wire = self.compressor.compress(corrected, layout)
-        self.memory = corrected.sub(self.compressor.decompress(wire, layout)).nan_to_num_(0.0, 0.0, 0.0)
+        self.memory = x.clone() if self.memory is None else self.memory.to(x.device).add_(x)
+        wire = self.compressor.compress(self.memory, layout)
+        self.memory.sub_(self.compressor.decompress(wire, layout)).nan_to_num_(0.0, 0.0, 0.0)
         return wire
 
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
@@ -52,5 +52,6 @@ class ErrorFeedback(Compressor):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over both."""
-        self.memory = state["memory"]
+        memory: Tensor | None = state["memory"]
+        self.memory = None if memory is None else memory.clone()
         self.compressor.load_state_dict(state["compressor"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cga_lightning.compression.base import Compressor, Layout
+from cga_lightning.compression.bits import split
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class Identity(Compressor):
         return layout.numel * self._dtype(layout).itemsize
 
     def compress(self, x: Tensor, layout: Layout) -> Tensor:
-        """Return the bytes of x; without a wire_dtype they are x's own memory, not a copy."""
-        return x.to(self._dtype(layout)).view(torch.uint8)
+        """Return the bytes of x."""
+        return x.to(self._dtype(layout), copy=True).view(torch.uint8)
 
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
-        """Return x rounded to wire_dtype; without one it is the message's own memory, not a copy."""
+        """Return x, rounded to wire_dtype."""
         self._check(wire, layout)
-        return wire.view(self._dtype(layout)).to(layout.dtype)
+        return split(wire, (layout.numel, self._dtype(layout)))[0].to(layout.dtype)
 
     def _dtype(self, layout: Layout) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, str(self.wire_dtype)) if self.wire_dtype else layout.dtype

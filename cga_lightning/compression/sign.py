@@ -40,12 +40,11 @@ class ScaledSign(Compressor):
         self._check(wire, layout)
         bits = packed_size(layout.numel, 1)
         scales, packed = split(wire, (self._scales(layout), torch.float32), (bits, torch.uint8))
-        signs = unpack(packed, (-1, 1), layout.numel, layout.dtype)
-        x = torch.zeros_like(signs)
-        spread = scales.expand(len(layout.shapes)).unbind()
-        for out, part, scale in zip(layout.views(x), layout.views(signs), spread, strict=True):
-            torch.mul(part, scale, out=out)
-        return x
+        x = unpack(packed, (-1, 1), layout.numel, layout.dtype)
+        parts = layout.views(x)
+        for part, scale in zip(parts, scales.expand(len(parts)).unbind(), strict=True):
+            part.mul_(scale)
+        return _clear_between(parts, x)
 
     def _scales(self, layout: Layout) -> int:
         return len(layout.shapes) if self.per_layer else 1
@@ -53,3 +52,14 @@ class ScaledSign(Compressor):
     def _counts(self, layout: Layout, norms: Tensor) -> Tensor:
         counts = [shape.numel() for shape in layout.shapes]
         return norms.new_tensor(counts if self.per_layer else [sum(counts)]).clamp_(min=1)
+
+
+def _clear_between(parts: list[Tensor], x: Tensor) -> Tensor:
+    """Zero what no part of x covers."""
+    end = 0
+    for part in parts:
+        start = int(part.storage_offset() - x.storage_offset())
+        x[end:start].zero_()
+        end = start + part.numel()
+    x[end:].zero_()
+    return x
