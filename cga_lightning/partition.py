@@ -61,9 +61,7 @@ def dirichlet(labels: ArrayLike, agents: int, alpha: float = 0.1, seed: int = 0)
     """
     values = _labels(labels, agents)
     if not 0 < alpha < np.inf:
-        raise ValueError(
-            f"alpha must be positive and finite, got {alpha}; use iid for the limit of large alpha."
-        )
+        raise ValueError(f"alpha must be positive and finite, got {alpha}; use iid for the limit of large alpha.")
     generator = np.random.default_rng(seed)
     classes = _by_class(values, generator)
     stock = np.array([len(samples) for samples in classes])

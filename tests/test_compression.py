@@ -21,6 +21,7 @@ from cga_lightning.compression import (
     from_name,
 )
 from cga_lightning.compression.bits import join, pack, packed_size, split, unpack
+from cga_lightning.flat import FlatLayout
 
 BIASED = [ScaledSign(), ScaledSign(per_layer=False), TopK(0.1), TopK(1e-9), RandomK(0.2), RandomK(1.0)]
 UNBIASED = [Identity(), RandomK(0.2, scaled=True), QSGD(bits=2), QSGD(bits=4), QSGD(bits=8, bucket=7)]
@@ -63,9 +64,7 @@ def squared(x):
 def assert_message(compressor, x, layout):
     before = x.clone()
     wire = compressor.compress(x, layout)
-    assert (
-        wire.dtype == torch.uint8 and wire.shape == (compressor.wire_size(layout),) and wire.is_contiguous()
-    )
+    assert wire.dtype == torch.uint8 and wire.shape == (compressor.wire_size(layout),) and wire.is_contiguous()
     decoded = compressor.decompress(wire.clone(), layout)
     assert decoded.dtype == layout.dtype and decoded.shape == (layout.numel,)
     assert torch.equal(x, before)
@@ -166,9 +165,7 @@ def test_random_k_keeps_k_distinct_elements():
     layout = Padded([(100,)], step=1)
     kept = [int((roundtrip(RandomK(0.2, seed=s), torch.ones(100), layout) != 0).sum()) for s in range(50)]
     assert max(kept) == 20 and min(kept) >= 19  # one position of the prime 101 lies outside
-    assert torch.equal(
-        roundtrip(RandomK(1.0, seed=3), torch.ones(101), Padded([(101,)], step=1)), torch.ones(101)
-    )
+    assert torch.equal(roundtrip(RandomK(1.0, seed=3), torch.ones(101), Padded([(101,)], step=1)), torch.ones(101))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -205,9 +202,7 @@ def test_wrong_message_is_refused(compressor):
     layout = Padded()
     wire = compressor.compress(layout.random(), layout)
     for bad in (wire[:-1], torch.cat([wire, wire]), wire.int()):
-        with pytest.raises(
-            ValueError, match=rf"expects a message of {len(wire)} bytes, got torch\..* all agents"
-        ):
+        with pytest.raises(ValueError, match=rf"expects a message of {len(wire)} bytes, got torch\..* all agents"):
             compressor.decompress(bad, layout)
 
 
@@ -226,9 +221,7 @@ def test_overflow_is_seen_and_then_forgotten(compressor, value):
     assert roundtrip(feedback, x, layout).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "compressor", [ErrorFeedback(c) for c in [*DRAWING, ScaledSign()]] + DRAWING, ids=repr
-)
+@pytest.mark.parametrize("compressor", [ErrorFeedback(c) for c in [*DRAWING, ScaledSign()]] + DRAWING, ids=repr)
 def test_resume_is_bit_equal(compressor):
     layout = Padded()
     running = compressor.fork(5)
@@ -328,3 +321,12 @@ def test_command_line_builds_compressors(arguments, expected):
         return compressor
 
     assert command_line(run, args=arguments) == expected
+
+
+@pytest.mark.parametrize("compressor", ALL, ids=repr)
+def test_works_on_the_flat_layout_of_agents(compressor):
+    layout = FlatLayout([torch.zeros(shape, dtype=torch.float64) for shape in SHAPES])
+    x = layout.zeros()
+    for view in layout.views(x):
+        view.normal_(generator=torch.Generator().manual_seed(0))
+    assert_message(compressor, x, layout)

@@ -61,9 +61,7 @@ def test_seed_and_global_state(split):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize(
-    "convert", [list, torch.from_numpy, lambda labels: np.array(list("abcdefghij"))[labels]]
-)
+@pytest.mark.parametrize("convert", [list, torch.from_numpy, lambda labels: np.array(list("abcdefghij"))[labels]])
 def test_kinds_of_labels(split, convert):
     assert_same(split(convert(DIGITS), 5), split(DIGITS, 5))
 
@@ -71,9 +69,7 @@ def test_kinds_of_labels(split, convert):
 @given(
     labels=st.lists(st.integers(-3, 3), min_size=8, max_size=40),
     agents=st.integers(1, 8),
-    split=st.sampled_from(
-        [iid, partial(shards, shards_per_agent=1), partial(dirichlet, alpha=1e-6), dirichlet]
-    ),
+    split=st.sampled_from([iid, partial(shards, shards_per_agent=1), partial(dirichlet, alpha=1e-6), dirichlet]),
     seed=st.integers(0, 2**32),
 )
 def test_never_empty_down_to_one_sample_each(labels, agents, split, seed):

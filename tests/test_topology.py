@@ -111,9 +111,7 @@ def test_repr():
     assert repr(FromMatrix(np.eye(4) / 2 + 1 / 8)) == "FromMatrix(4x4)"
 
 
-@pytest.mark.parametrize(
-    ("method", "arguments"), [("neighbors", [0]), ("mixing_matrix", []), ("spectral_gap", [])]
-)
+@pytest.mark.parametrize(("method", "arguments"), [("neighbors", [0]), ("mixing_matrix", []), ("spectral_gap", [])])
 @pytest.mark.parametrize("topology", UNDIRECTED + DIRECTED, ids=repr)
 def test_unbound_cannot_be_used(topology, method, arguments):
     with pytest.raises(ValueError, match=r"is not bound to a number of agents; call bind\(agents\)"):

@@ -43,7 +43,5 @@ def from_name(name: str) -> Compressor:
         ValueError: no compressor has that name.
     """
     if name not in COMPRESSORS:
-        raise ValueError(
-            f"Unknown compressor {name!r}; known: {', '.join(COMPRESSORS)}, or pass a Compressor."
-        )
+        raise ValueError(f"Unknown compressor {name!r}; known: {', '.join(COMPRESSORS)}, or pass a Compressor.")
     return COMPRESSORS[name]()

@@ -49,7 +49,5 @@ def from_name(name: str) -> Topology:
         ValueError: no topology has that name.
     """
     if name not in TOPOLOGIES:
-        raise ValueError(
-            f"Unknown topology {name!r}; known: {', '.join(TOPOLOGIES)}, or pass a Topology object."
-        )
+        raise ValueError(f"Unknown topology {name!r}; known: {', '.join(TOPOLOGIES)}, or pass a Topology object.")
     return TOPOLOGIES[name]()

@@ -34,9 +34,7 @@ class FromMatrix(Topology):
         object.__setattr__(self, "agents", len(values))
         self._check(len(values))
         if self._gap < 1e-9:
-            raise ValueError(
-                "FromMatrix never reaches agreement (spectral gap 0); give the diagonal some weight."
-            )
+            raise ValueError("FromMatrix never reaches agreement (spectral gap 0); give the diagonal some weight.")
 
     def edges(self, agents: int) -> Iterable[Edge]:
         """Sender j and receiver i of every positive entry [i, j]."""

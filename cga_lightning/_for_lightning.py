@@ -1,0 +1,28 @@
+"""The public classes for users of `lightning.pytorch`."""
+
+import lightning.pytorch as pl
+
+from cga_lightning.data import Partitioned
+from cga_lightning.metrics import Monitor
+from cga_lightning.registration import register
+from cga_lightning.simulation import Simulated
+from cga_lightning.strategy import Decentralized
+
+
+class DecentralizedStrategy(Decentralized, pl.strategies.DDPStrategy):
+    __doc__ = Decentralized.__doc__
+
+
+class SimulatedStrategy(Simulated, pl.strategies.SingleDeviceStrategy):
+    __doc__ = Simulated.__doc__
+
+
+class PartitionedDataModule(Partitioned, pl.LightningDataModule):
+    __doc__ = Partitioned.__doc__
+
+
+class ConsensusMonitor(Monitor, pl.Callback):
+    __doc__ = Monitor.__doc__
+
+
+register(pl.strategies.StrategyRegistry, DecentralizedStrategy)

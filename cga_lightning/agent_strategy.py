@@ -1,0 +1,281 @@
+"""What both strategies share: refusals, data, cross-gradient passes, and evaluation at the consensus."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cga_lightning import algorithms
+from cga_lightning import topology as topologies
+from cga_lightning._lightning import InTreeOfUse
+from cga_lightning.agent import Agent
+from cga_lightning.algorithms import Algorithm
+from cga_lightning.communication import Communicator
+from cga_lightning.flat import FlatLayout
+from cga_lightning.loaders import AgreedLoader, Uneven
+from cga_lightning.module_state import ModuleState, State, mean_state, squared_distance
+from cga_lightning.topology import Topology
+from cga_lightning.window import ForbidCollectives, Window, raise_collective
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+    from pytorch_lightning.strategies import SingleDeviceStrategy
+
+    class _Base(InTreeOfUse, SingleDeviceStrategy): ...  # any complete strategy, for the type checker
+else:
+    _Base = InTreeOfUse
+
+EvalModel = Literal["consensus", "own"]
+
+
+class AgentStrategy(_Base):
+    """Mixed into a strategy of Lightning, whose hooks it extends.
+
+    Args:
+        algorithm: an `Algorithm`, or its name.
+        topology: a `Topology`, bound to a number of agents or not, or its name.
+        uneven: what happens when the agents' train loaders have different lengths, see `agreed_length`.
+        eval_model: validate with the mean of all agents' models ("consensus") or with each agent's "own".
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm | str,
+        topology: Topology | str,
+        uneven: Uneven,
+        eval_model: EvalModel,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+        for name, value, allowed in (
+            ("uneven", uneven, ("cycle", "min", "error")),
+            ("eval_model", eval_model, ("consensus", "own")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+        self.algorithm = algorithms.from_name(algorithm) if isinstance(algorithm, str) else algorithm
+        self.topology = topologies.from_name(topology) if isinstance(topology, str) else topology
+        if not isinstance(self.algorithm, Algorithm):
+            raise TypeError(f"algorithm must be an Algorithm or a name, got {type(algorithm).__name__}.")
+        if not isinstance(self.topology, Topology):
+            raise TypeError(f"topology must be a Topology or a name, got {type(topology).__name__}.")
+        self.uneven = uneven
+        self.eval_model = eval_model
+        self._communicator: Communicator | None = None
+        self._consensus: State | None = None
+        self._agents_differ = False  # True from the start of fit until every agent takes over the consensus
+        self._in_cross_pass = False
+        self._checked_collectives = False
+
+    # --- what the two strategies answer differently
+
+    @property
+    @abstractmethod
+    def agents(self) -> int:
+        """The number N of agents of the run."""
+
+    @property
+    @abstractmethod
+    def local_agents(self) -> Sequence[int]:
+        """The ranks of the agents of this process."""
+
+    @abstractmethod
+    def _states(self) -> list[State]:
+        """The tensors of the agents of this process."""
+
+    @abstractmethod
+    def _agents_here(self) -> list[Agent]:
+        """The agents of this process; none before the first training step."""
+
+    @abstractmethod
+    def _agreed_lengths(self, loader: Any) -> Callable[[], int]:
+        """How to find the number of batches per epoch that all agents agree on."""
+
+    def _mean_over_processes(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    # --- start
+
+    @property
+    def traffic(self) -> Counter[str]:
+        """Payload bytes that the agents of this process have sent so far, by name of the exchange."""
+        return Counter() if self._communicator is None else Counter(self._communicator.traffic)
+
+    def connect(self, model: LightningModule) -> None:
+        """Refuse what cannot work, and leave the users' samplers alone."""
+        trainer = model.trainer
+        trainer._accelerator_connector.use_distributed_sampler = False  # an agent's data is its own
+        if trainer.state.fn == "fit":
+            _refuse_module(model)
+        if trainer._accelerator_connector._layer_sync is not None:
+            raise ValueError(
+                "Trainer(sync_batchnorm=True) would average batch statistics over all agents in every pass, also in "
+                "those with a neighbor's model. Remove it, or use GroupNorm instead of BatchNorm."
+            )
+        super().connect(model)
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Refuse optimizers that evaluate the loss more than once."""
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, torch.optim.LBFGS):
+                raise ValueError(
+                    "LBFGS evaluates the loss several times per step, but a decentralized step exchanges gradients "
+                    "once. Use a first-order optimizer such as torch.optim.SGD or torch.optim.AdamW."
+                )
+
+    @property
+    def _module(self) -> LightningModule:
+        module = self.lightning_module
+        assert module is not None
+        return module
+
+    @property
+    def _trainer(self) -> Trainer:
+        return self._module.trainer
+
+    # --- data
+
+    def process_dataloader(self, dataloader: Any) -> Any:
+        """Let every agent serve the same number of train batches per epoch."""
+        dataloader = super().process_dataloader(dataloader)
+        loop = self._trainer.fit_loop
+        training = self._trainer.training and (loop._combined_loader is None or loop._should_reload_train_dl)
+        return AgreedLoader(dataloader, self._agreed_lengths(dataloader)) if training else dataloader
+
+    # --- gradients at other models
+
+    def _gradient(self, window: Window, parameters: Sequence[nn.Parameter], layout: FlatLayout, at: Tensor) -> Tensor:
+        check = nullcontext() if self._checked_collectives else ForbidCollectives()  # type: ignore[no-untyped-call]
+        with self._cross_pass(), check:
+            gradient = window.gradient(self._module, parameters, layout, self._forward_backward, at)
+        self._checked_collectives = True
+        return gradient
+
+    @contextmanager
+    def _cross_pass(self) -> Iterator[None]:
+        self._in_cross_pass = True
+        loggers, self._trainer.loggers = self._trainer.loggers, []
+        try:
+            yield
+        finally:
+            self._in_cross_pass = False
+            self._trainer.loggers = loggers
+
+    def _forward_backward(self, *arguments: Any) -> None:
+        """One micro-batch of the user's module outside of the loop: no callbacks, no progress."""
+        loss = self._scaled_loss(super().training_step(*arguments))
+        self.precision_plugin.backward(loss, self._module, self.optimizers[0])
+
+    def _scaled_loss(self, output: Any) -> Tensor:
+        """The loss to differentiate, from what training_step returned, as Lightning's loop computes it."""
+        loss = output.get("loss") if isinstance(output, dict) else output
+        if not isinstance(loss, Tensor):
+            raise RuntimeError(
+                "training_step must return the loss, a tensor or a dict with the key 'loss', at every step: the "
+                f"neighbors wait for this agent. Found {type(loss).__name__}."
+            )
+        return loss / self._trainer.accumulate_grad_batches
+
+    def _check_window(self, window: Window) -> None:
+        if len(window) >= self._trainer.accumulate_grad_batches:
+            raise RuntimeError(
+                "The closure ran without an optimizer step, so the neighbors' gradients would be stale: the "
+                "LightningModule's optimizer_step() must call optimizer.step(closure=...) each time it is called. To "
+                "step less often use Trainer(accumulate_grad_batches=...)."
+            )
+
+    def all_gather(self, tensor: Tensor, group: Any | None = None, sync_grads: bool = False) -> Tensor:
+        """As in Lightning, but not inside training_step."""
+        self._forbid_in_training_step("all_gather")
+        return super().all_gather(tensor, group, sync_grads)
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """As in Lightning, but not inside training_step."""
+        self._forbid_in_training_step("barrier")
+        super().barrier(*args, **kwargs)
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """As in Lightning, but not inside training_step."""
+        self._forbid_in_training_step("broadcast")
+        return super().broadcast(obj, src)
+
+    def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in Lightning, but not in a pass with a neighbor's model."""
+        if self._in_cross_pass:
+            raise_collective("reduce")
+        return super().reduce(tensor, *args, **kwargs)
+
+    def _forbid_in_training_step(self, name: str) -> None:
+        module = self.lightning_module
+        if module is not None and module._current_fx_name == "training_step":
+            raise_collective(name)
+
+    # --- evaluation
+
+    def consensus(self) -> State:
+        """The mean of all agents' models. A collective: every process must call it."""
+        return mean_state(self._states(), self._mean_over_processes)
+
+    def consensus_distance(self) -> Tensor:
+        """The root mean square over all agents of |x^j - mean|, float64. A collective."""
+        mean = self.consensus()
+        squares = [squared_distance(state, mean) for state in self._states()]
+        return self._mean_over_processes(torch.stack(squares).mean()).sqrt()
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Means over the agents of this process: of the norm of the last direction, and of the active constraints."""
+        agents = self._agents_here()
+        if not agents:
+            return {}
+        found = {"gradient_norm": torch.stack([agent.grad.norm() for agent in agents]).mean()}
+        duals = [agent.diagnostics["dual"] for agent in agents if "dual" in agent.diagnostics]
+        if duals:
+            found["conflicts"] = torch.stack([(dual > dual.min()).double().mean() for dual in duals]).mean()
+        return found
+
+    def on_validation_start(self) -> None:
+        """Average the models once for all validation batches."""
+        super().on_validation_start()
+        if self._agents_differ and self.eval_model == "consensus":
+            self._consensus = self.consensus()
+
+    def on_validation_end(self) -> None:
+        """Drop the average."""
+        self._consensus = None
+        super().on_validation_end()
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Validate with the consensus; outside of this call the module holds its own weights."""
+        if self._consensus is None:
+            return super().validation_step(*args, **kwargs)
+        with ModuleState(self._module).activated(self._consensus):
+            return super().validation_step(*args, **kwargs)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The consensus while fitting. A collective, except when an exception stopped this process alone."""
+        alone = self._trainer.state.status == "interrupted"
+        if not self._agents_differ or alone:
+            return super().lightning_module_state_dict()
+        with ModuleState(self._module).activated(self.consensus()):
+            return super().lightning_module_state_dict()
+
+
+def _refuse_module(module: LightningModule) -> None:
+    if not module.automatic_optimization:
+        raise ValueError(
+            f"{type(module).__name__} uses manual optimization (automatic_optimization=False), so its gradient cannot "
+            "be evaluated at a neighbor's model. Return the loss from training_step and let Lightning optimize."
+        )
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise ValueError(
+            f"{type(module).__name__}.training_step(dataloader_iter) draws its batches itself, so it cannot be run "
+            "again with a neighbor's model. Use training_step(batch, batch_idx)."
+        )

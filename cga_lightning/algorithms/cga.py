@@ -1,0 +1,84 @@
+"""Cross-Gradient Aggregation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from cga_lightning.agent import Agent
+from cga_lightning.algorithms.base import Algorithm, Messages, Step
+from cga_lightning.ops import project_
+
+
+class CGA(Algorithm):
+    """Step along the direction closest to the own gradient that hurts no neighbor.
+
+    With g^jj the own gradient of agent j and g^jl = grad F_l(x^j) the cross-gradient that neighbor l returns for it,
+    the direction is g^jj + sum_l v_l g^jl, where v solves
+
+        min_{v >= margin}  1/2 v' G G' v + (G g^jj)' v,      G = rows g^jl.
+
+    That is the projection of g^jj + margin * sum_l g^jl onto the cone of directions that have a non-negative inner
+    product with every cross-gradient.
+
+    Args:
+        margin: the lower bound of v, at least 0: how much of every cross-gradient is added before projecting.
+        weights: "uniform" takes the gradients as they are; "mixing" scales each by its mixing weight pi_jl first, so
+            that margin=1 projects the weighted mean of all gradients.
+        scope: "model" solves one problem for all parameters; "layer" one for each parameter tensor.
+        eps: relative ridge of the quadratic program; the operator's default for the dtype if None.
+
+    Raises:
+        ValueError: for a negative margin or eps, or an unknown weights or scope.
+
+    Source: Esfandiari et al., "Cross-Gradient Aggregation for Decentralized Learning from Non-IID Data", ICML 2021
+    (PMLR 139:3036-3046), Algorithm 1. `CGA(margin=0, weights="uniform")` is its quadratic program.
+    """
+
+    exchanges = ("models", "cross_gradients")
+
+    def __init__(
+        self,
+        *,
+        margin: float = 1.0,
+        weights: Literal["uniform", "mixing"] = "mixing",
+        scope: Literal["model", "layer"] = "model",
+        eps: float | None = None,
+    ) -> None:
+        for name, value in (("margin", margin), ("eps", eps)):
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"CGA({name}=...) must be a finite number of at least 0, got {value!r}.")
+        for name, choice, allowed in (("weights", weights, _WEIGHTS), ("scope", scope, _SCOPES)):
+            if choice not in allowed:
+                raise ValueError(f"CGA({name}=...) must be one of {', '.join(map(repr, allowed))}, got {choice!r}.")
+        self.margin = margin
+        self.weights = weights
+        self.scope = scope
+        self.eps = eps
+
+    @classmethod
+    def reference(cls) -> CGA:
+        """The rule of the published code: gradients scaled by pi, v >= 0.5, one program per parameter tensor."""
+        return cls(margin=0.5, weights="mixing", scope="layer")
+
+    def step(self, agent: Agent) -> Step:
+        """Exchange models, return cross-gradients, project, mix."""
+        models = yield {rank: agent.params for rank in agent.neighbors}
+        cross_gradients = yield {rank: agent.gradient(at=model) for rank, model in models.items()}
+        self._project(agent, cross_gradients)
+        agent.mix(models)
+
+    def _project(self, agent: Agent, cross_gradients: Messages) -> None:
+        ranks = sorted(cross_gradients)
+        rows = [cross_gradients[rank] for rank in ranks]
+        if self.weights == "mixing":
+            weights = agent.weights
+            torch._foreach_mul_([agent.grad, *rows], [weights[rank] for rank in (agent.rank, *ranks)])
+        offsets = agent.offsets if self.scope == "layer" else None
+        projection = project_(rows, agent.grad, margin=self.margin, offsets=offsets, eps=self.eps)
+        agent.diagnostics.update(dual=projection.dual, status=projection.status)
+
+
+_WEIGHTS = ("uniform", "mixing")
+_SCOPES = ("model", "layer")

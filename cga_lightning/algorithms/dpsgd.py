@@ -1,0 +1,22 @@
+"""Gossip averaging with local gradients."""
+
+from __future__ import annotations
+
+from cga_lightning.agent import Agent
+from cga_lightning.algorithms.base import Algorithm, Step
+
+
+class DPSGD(Algorithm):
+    """Decentralized parallel SGD: average with the neighbors, then step along the own gradient.
+
+    x^j <- sum_l pi_jl x^l - lr * grad F_j(x^j). With `torch.optim.SGD(momentum=...)` it is DPMSGD.
+
+    Source: Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017, Algorithm 1.
+    """
+
+    exchanges = ("models",)
+
+    def step(self, agent: Agent) -> Step:
+        """Mix the neighbors' models; the gradient was taken before mixing."""
+        models = yield {rank: agent.params for rank in agent.neighbors}
+        agent.mix(models)

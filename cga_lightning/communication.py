@@ -1,0 +1,152 @@
+"""Carry what algorithms yield: between processes, or between agents of one process.
+
+Both communicators drive the same generators (see `algorithms.base`), so an algorithm is written once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from itertools import chain, count
+
+import torch.distributed as dist
+from torch import Tensor
+
+from cga_lightning.algorithms import Messages, Step
+
+
+class CommunicationError(RuntimeError):
+    """A message of a neighbor did not arrive, or could not be delivered."""
+
+
+class Communicator(ABC):
+    """Runs the steps of the agents of this process, exchange by exchange.
+
+    `open_step` names the exchanges to come. `begin` runs the generators up to their first messages and sends these off;
+    `finish` runs them to the end.
+
+    Attributes:
+        traffic: payload bytes that the agents of this process have sent, by name of the exchange.
+    """
+
+    def __init__(self) -> None:
+        self.traffic: Counter[str] = Counter()
+        self._steps: list[Step] = []
+        self._names: Iterator[str] = iter(())
+        self._number = 0
+        self._pending = False
+
+    def open_step(self, number: int, exchanges: Sequence[str]) -> None:
+        """Step `number` begins, and its exchanges have these names, in order."""
+        self._number = number
+        self._names = chain(exchanges, (f"exchange {i}" for i in count(len(exchanges) + 1)))
+
+    def begin(self, steps: Sequence[Step]) -> None:
+        """Start one generator per agent of this process."""
+        self._steps = list(steps)
+        self._advance([None] * len(self._steps))
+
+    def finish(self) -> None:
+        """Run them to their end.
+
+        Raises:
+            CommunicationError: when a message does not arrive.
+        """
+        while self._pending:
+            self._advance(self._receive())
+
+    def run(self, steps: Sequence[Step]) -> None:
+        """Begin and finish."""
+        self.begin(steps)
+        self.finish()
+
+    def _advance(self, inboxes: Sequence[Messages | None]) -> None:
+        outboxes = [_resume(step, inbox) for step, inbox in zip(self._steps, inboxes, strict=True)]
+        self._pending = any(outbox is not None for outbox in outboxes)
+        if self._pending:
+            name = next(self._names)
+            sent = [outbox or {} for outbox in outboxes]
+            self.traffic[name] += sum(tensor.nbytes for outbox in sent for tensor in outbox.values())
+            self._send(sent, name)
+
+    @abstractmethod
+    def _send(self, outboxes: list[Messages], name: str) -> None:
+        """Start one exchange."""
+
+    @abstractmethod
+    def _receive(self) -> list[Messages]:
+        """Complete it: one inbox per agent of this process, with a message from everyone in its outbox."""
+
+
+class LocalCommunicator(Communicator):
+    """All agents live in this process, agent i at index i. Messages are handed over without a copy."""
+
+    def _send(self, outboxes: list[Messages], name: str) -> None:
+        self._outboxes = outboxes
+
+    def _receive(self) -> list[Messages]:
+        return [
+            {source: self._outboxes[source][rank] for source in outbox} for rank, outbox in enumerate(self._outboxes)
+        ]
+
+
+class ProcessGroupCommunicator(Communicator):
+    """One agent per process, over the default process group of `torch.distributed` (gloo or NCCL).
+
+    Args:
+        rank: the agent of this process.
+        timeout: how long to wait for a message.
+    """
+
+    def __init__(self, rank: int, timeout: timedelta) -> None:
+        super().__init__()
+        self.rank = rank
+        self.timeout = timeout
+        self._buffers: dict[tuple[str, int], Tensor] = {}
+
+    def _send(self, outboxes: list[Messages], name: str) -> None:
+        (outbox,) = outboxes
+        self._name = name
+        self._inbox = {rank: self._buffer(name, rank, like=message) for rank, message in outbox.items()}
+        operations = [dist.P2POp(dist.irecv, buffer, rank) for rank, buffer in self._inbox.items()]
+        operations += [dist.P2POp(dist.isend, message, rank) for rank, message in outbox.items()]
+        try:
+            self._works = dist.batch_isend_irecv(operations) if operations else []
+        except RuntimeError as error:
+            raise self._failure(sorted(outbox), error) from error
+
+    def _receive(self) -> list[Messages]:
+        # One work per operation in order, or one for all of them (NCCL): either way all are waited for.
+        peers = [*self._inbox, *self._inbox]
+        for i, work in enumerate(self._works):
+            try:
+                work.wait(self.timeout)
+            except RuntimeError as error:
+                raise self._failure([peers[i]] if len(self._works) == len(peers) else peers, error) from error
+        self._works = []
+        return [self._inbox]
+
+    def _buffer(self, name: str, rank: int, like: Tensor) -> Tensor:
+        buffer = self._buffers.get((name, rank))
+        if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
+            buffer = self._buffers[name, rank] = like.new_empty(like.shape)
+        return buffer
+
+    def _failure(self, peers: list[int], error: RuntimeError) -> CommunicationError:
+        who = ", ".join(map(str, sorted(set(peers))))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return CommunicationError(
+            f"Agent {self.rank} could not exchange {self._name!r} with its neighbor {who} at step {self._number} "
+            f"(timeout {self.timeout.total_seconds():g} s): {reason}. Look at the output of agent {who}: it has died, "
+            "raised or is late. For slow agents pass DecentralizedStrategy(timeout=...)."
+        )
+
+
+def _resume(step: Step, inbox: Messages | None) -> Messages | None:
+    """The next outbox of a step, or None when it has ended."""
+    try:
+        return next(step) if inbox is None else step.send(inbox)
+    except StopIteration:
+        return None

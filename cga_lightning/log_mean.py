@@ -1,0 +1,70 @@
+"""One logged value for all simulated agents, where each of them logs under the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+_COMBINE: dict[str, Callable[[Tensor], Tensor]] = {"max": torch.max, "min": torch.min, "sum": torch.sum}
+
+
+class LogMean:
+    """Collects what a module logs for several agents, and logs the mean over agents once.
+
+    The mean is weighted by batch size; for reduce_fx "max", "min" and "sum" it is that over agents.
+    """
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._calls: dict[str, tuple[list[Tensor], list[int], dict[str, Any]]] = {}
+        self._batch_size = 1
+
+    def next_batch(self, batch: Any) -> None:
+        """The batch of the agent whose turn it is."""
+        sizes = [leaf.shape[0] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim]
+        self._batch_size = sizes[0] if sizes else 1
+
+    def log(self, name: str, value: Any, prog_bar: bool = False, **options: Any) -> None:
+        """Takes the place of LightningModule.log."""
+        options["prog_bar"] = prog_bar
+        if not isinstance(value, Tensor | int | float):  # a metric object accumulates over agents by itself
+            self._log(name, value, **options)
+            return
+        values, sizes, _ = self._calls.setdefault(name, ([], [], options))
+        values.append(torch.as_tensor(value).detach())
+        sizes.append(options.get("batch_size") or self._batch_size)
+
+    def flush(self) -> None:
+        """Log every name once."""
+        for name, (values, sizes, options) in self._calls.items():
+            self._log(
+                name,
+                _combined(values, sizes, options.get("reduce_fx")),
+                **options | {"batch_size": sum(sizes)},
+            )
+
+
+@contextmanager
+def log_mean(module: nn.Module) -> Iterator[LogMean]:
+    """Inside, `module.log` collects; at the end of the block it is called once for every name."""
+    collected = LogMean(module.log)
+    object.__setattr__(module, "log", collected.log)
+    try:
+        yield collected
+    finally:
+        object.__delattr__(module, "log")
+    collected.flush()
+
+
+def _combined(values: list[Tensor], sizes: list[int], reduce_fx: Any) -> Tensor:
+    name = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "mean")
+    stacked = torch.stack([value if value.is_floating_point() else value.float() for value in values])
+    if name in _COMBINE:
+        return _COMBINE[name](stacked)
+    weights = torch.tensor(sizes, dtype=stacked.dtype, device=stacked.device)
+    return (weights / weights.sum()) @ stacked

@@ -1,0 +1,21 @@
+"""The strategy names of `Trainer(strategy=...)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ALGORITHMS = ("cga", "dpsgd")
+LAUNCHERS = {"": "popen", "_spawn": "spawn", "_fork": "fork"}
+
+
+def register(registry: Any, strategy: type) -> None:
+    """Register every algorithm under its name, and with the launchers as suffix."""
+    for algorithm in ALGORITHMS:
+        for suffix, start_method in LAUNCHERS.items():
+            registry.register(
+                algorithm + suffix,
+                strategy,
+                description=f"one agent per process, algorithm {algorithm!r}, start_method {start_method!r}",
+                algorithm=algorithm,
+                start_method=start_method,
+            )

@@ -1,0 +1,110 @@
+"""Several agents taking turns at one module and one optimizer."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cga_lightning.agent import Agent
+from cga_lightning.module_state import ModuleState, State
+from cga_lightning.sandbox import RandomState
+from cga_lightning.window import Window
+
+
+class Resident:
+    """What one simulated agent has for itself, while it is not its turn.
+
+    Args:
+        state: the tensors of its module.
+        optimizer: its state is copied, the parameters in it are not.
+        random: where its random streams start.
+    """
+
+    agent: Agent
+    flat_grad: Tensor
+
+    def __init__(self, state: State, optimizer: Optimizer, random: RandomState) -> None:
+        self.state = state
+        self.random = random
+        self.optimizer_state = defaultdict(dict, {p: copy.deepcopy(s) for p, s in optimizer.state.items()})
+        self.group_values: list[dict[str, Any]] = [{} for _ in optimizer.param_groups]
+        self.grads: list[Tensor | None] = []
+        self.window = Window()
+
+
+class Turns:
+    """Lets one resident at a time live in the module: its tensors, optimizer state and random streams.
+
+    What the module holds now is kept as the `home` tensors, to which `settle` returns.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer) -> None:
+        self.module_state = ModuleState(module)
+        self.optimizer = optimizer
+        self.home = self.module_state.capture()
+        self._active: Resident | None = None
+
+    def give(self, resident: Resident) -> None:
+        """It is `resident`'s turn now; not while a graph of the module's parameters is alive."""
+        if resident is self._active:
+            return
+        self.end()
+        self.module_state.activate(resident.state)
+        self.optimizer.state = resident.optimizer_state
+        resident.random.restore()
+        self._active = resident
+
+    def end(self) -> None:
+        """Nobody's turn: take back what the active resident may have replaced. The module keeps its tensors."""
+        if self._active is not None:
+            self._active.state = self.module_state.capture()
+            self._active.optimizer_state = self.optimizer.state
+            self._active.random = RandomState.capture()
+            self._active = None
+
+    def refresh(self) -> None:
+        """Note what the active resident may have replaced; it stays its turn."""
+        if self._active is not None:
+            self._active.state = self.module_state.capture()
+
+    def settle(self, state: State) -> None:
+        """Back to the module's own tensors, with the values of `state`."""
+        self.end()
+        for tensor, value in zip(self.home, state, strict=True):
+            tensor.copy_(value)
+        self.module_state.activate(self.home)
+
+    def optimize(self, residents: Sequence[Resident]) -> Iterator[Resident]:
+        """Give every resident its turn for an optimizer step.
+
+        The options of the parameter groups (learning rate, momentum) are shared, since schedulers set them once for
+        all; an option that the step itself changes is kept per resident.
+        """
+        groups = self.optimizer.param_groups
+        shared = [_options(group) for group in groups]
+        for resident in residents:
+            self.give(resident)
+            for group, values in zip(groups, resident.group_values, strict=True):
+                group.update(copy.copy(values))
+            before = [_options(group) for group in groups]
+            yield resident
+            for group, old, values in zip(groups, before, resident.group_values, strict=True):
+                values.update(
+                    {name: value for name, value in _options(group).items() if _differs(value, old.get(name))}
+                )
+        for group, values in zip(groups, shared, strict=True):
+            group.update(values)
+        self.end()
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: copy.copy(value) for name, value in group.items() if name != "params"}
+
+
+def _differs(new: Any, old: Any) -> bool:
+    return bool(new is not old and (type(new) is not type(old) or new != old))

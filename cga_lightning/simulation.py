@@ -1,0 +1,363 @@
+"""N agents in one process: the same algorithms and the same module, without processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cga_lightning.agent import Agent
+from cga_lightning.agent_strategy import AgentStrategy, EvalModel
+from cga_lightning.algorithms import Algorithm
+from cga_lightning.communication import LocalCommunicator
+from cga_lightning.flat import FlatLayout
+from cga_lightning.loaders import Uneven, agreed_length, sized_length
+from cga_lightning.log_mean import log_mean
+from cga_lightning.module_state import ModuleState, State
+from cga_lightning.residents import Resident, Turns
+from cga_lightning.sandbox import RandomState, seed_all
+from cga_lightning.stepping import StepOnce, same_objects, set_gradients, to_apply, trainable
+from cga_lightning.topology import Topology
+from cga_lightning.window import Window
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+    from pytorch_lightning.accelerators import Accelerator
+    from pytorch_lightning.plugins import CheckpointIO, Precision
+    from pytorch_lightning.strategies import SingleDeviceStrategy
+
+    class _Base(AgentStrategy, SingleDeviceStrategy): ...
+else:
+    _Base = AgentStrategy
+
+
+class Simulated(_Base):
+    """All agents of a run in one process and on one device, step by step together.
+
+    Needs one train loader per agent, `fit(train_dataloaders=[...])` with a list of N, or a `PartitionedDataModule`. A
+    training batch is then the list of the agents' batches. Each agent has its own parameters, buffers, optimizer state
+    and random streams; other attributes of the module are shared. Hooks of the backward pass and of the optimizer run
+    once per agent, hooks of the batch once; between steps the module holds the weights of agent 0. What the agents log
+    under one name is logged once, as their mean.
+
+    Args:
+        agents: the number N of agents.
+        algorithm: "cga", "dpsgd", or an `Algorithm`.
+        topology: "ring", "complete", "bipartite", or a `Topology`.
+        uneven: when the agents' train loaders differ in length: "cycle" repeats the shorter ones, "min" cuts the
+            longer ones, "error" refuses.
+        eval_model: validate and save checkpoints with the "consensus" (mean) of all models, or validate with each
+            agent's "own" (their logged values are averaged).
+        accelerator, checkpoint_io, precision_plugin: as in `SingleDeviceStrategy`.
+
+    Raises:
+        ValueError: when the topology does not fit the number of agents.
+    """
+
+    def __init__(
+        self,
+        agents: int,
+        algorithm: Algorithm | str = "cga",
+        topology: Topology | str = "ring",
+        *,
+        uneven: Uneven = "cycle",
+        eval_model: EvalModel = "consensus",
+        accelerator: Accelerator | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Precision | None = None,
+    ) -> None:
+        super().__init__(
+            algorithm,
+            topology,
+            uneven,
+            eval_model,
+            accelerator=accelerator,
+            checkpoint_io=checkpoint_io,
+            precision_plugin=precision_plugin,
+        )
+        self.topology = self.topology.bind(agents)
+        self._agents = agents
+        self._residents: list[Resident] = []
+        self._loaders = _LoaderGroup()
+
+    @property
+    def agents(self) -> int:
+        """The number N of agents."""
+        return self._agents
+
+    @property
+    def local_agents(self) -> Sequence[int]:
+        """All of them."""
+        return range(self._agents)
+
+    def agent_state_dicts(self) -> list[dict[str, Any]]:
+        """Every agent's own state_dict, copied; during fit and after it, until the next one.
+
+        Raises:
+            RuntimeError: before the first training step.
+        """
+        if not self._residents:
+            raise RuntimeError("There are no agents before the first training step; call agent_state_dicts() later.")
+        return [self._state_dict(state) for state in self._states()]
+
+    def _state_dict(self, state: State) -> dict[str, Any]:
+        with ModuleState(self._module).activated(state):
+            return {name: value.clone() for name, value in self._module.state_dict().items()}
+
+    # --- start
+
+    def connect(self, model: LightningModule) -> None:
+        """Take the device of the Trainer, which must be one."""
+        devices = model.trainer._accelerator_connector._parallel_devices or [torch.device("cpu")]
+        if len(devices) > 1:
+            raise ValueError(
+                f"SimulatedStrategy runs all agents on one device, got Trainer(devices={len(devices)}). Set devices=1, "
+                "or use DecentralizedStrategy for one agent per process."
+            )
+        self._root_device = torch.device(devices[0])
+        super().connect(model)
+
+    def setup(self, trainer: Trainer) -> None:
+        """Seed every agent; they are created at the first step, when a checkpoint has been loaded."""
+        super().setup(trainer)
+        if trainer.state.fn == "fit":
+            self._agents_differ = True
+            self._residents = []
+            self._communicator = LocalCommunicator()
+            self._turns = Turns(self._module, self.optimizers[0])
+            self._random = _random_states(self.agents)
+            _transfer_one_by_one(self._module)
+
+    def on_train_start(self) -> None:
+        """Check that there is a loader for every agent."""
+        super().on_train_start()
+        loader = self._trainer.fit_loop._combined_loader
+        loaders = None if loader is None else loader.iterables
+        if not isinstance(loaders, list | tuple) or len(loaders) != self.agents:
+            found = f"{len(loaders)}" if isinstance(loaders, list | tuple) else f"a {type(loaders).__name__}"
+            raise ValueError(
+                f"SimulatedStrategy(agents={self.agents}) needs a list of {self.agents} train loaders, one per agent, "
+                f"got {found}. Pass fit(train_dataloaders=[...]) or a PartitionedDataModule."
+            )
+
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        """Transfer the agents' batches one by one, so that the user's hooks see one batch."""
+        if not self._trainer.training:
+            return super().batch_to_device(batch, device, dataloader_idx)
+        transfer = super().batch_to_device
+        return [transfer(part, device, dataloader_idx) for part in batch]
+
+    def _agreed_lengths(self, loader: Any) -> Callable[[], int]:
+        if self._loaders.complete:
+            self._loaders = _LoaderGroup()
+        self._loaders.append(loader)
+        return lambda group=self._loaders: group.agreed_length(self.uneven)  # type: ignore[misc]
+
+    # --- one step
+
+    def training_step(self, batches: Any, *args: Any) -> Any:
+        """Forward and backward of every agent on its own batch."""
+        if not self._residents:
+            self._create_residents()
+        self._check_window(self._residents[0].window)
+        if not len(self._residents[0].window):
+            self._begin_step()
+        with log_mean(self._module) as logs:
+            outputs = []
+            for resident, batch in zip(self._residents, batches, strict=True):
+                logs.next_batch(batch)
+                outputs.append(self._own_pass(resident, batch, *args))
+        self._turns.give(self._residents[0])
+        return _mean_output(outputs)
+
+    def _own_pass(self, resident: Resident, *args: Any) -> Any:
+        self._turns.give(resident)
+        set_gradients(self._parameters, resident.grads)
+        resident.window.append(*args)
+        output = super().training_step(*args)
+        super().backward(self._scaled_loss(output), self.optimizers[0])
+        resident.grads = [parameter.grad for parameter in self._parameters]
+        set_gradients(self._parameters, [None] * len(self._parameters))
+        return output
+
+    def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Done already, for each agent in its turn; this is the mean of their losses."""
+        return closure_loss
+
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        """Exchange and project, then let every agent step."""
+        completed = StepOnce(closure, self._exchange)
+        result = completed()
+        with log_mean(self._module):
+            for resident in self._turns.optimize(self._residents):
+                set_gradients(self._parameters, resident.grads)
+                super().optimizer_step(optimizer, lambda: result, model, **kwargs)
+        if type(self.algorithm).after_step is not Algorithm.after_step:
+            self._collect_params()
+            self._run([self.algorithm.after_step(resident.agent) for resident in self._residents])
+        for resident in self._residents:
+            resident.agent.step += 1
+            resident.window = Window()
+        self._turns.give(self._residents[0])
+        return result
+
+    def _create_residents(self) -> None:
+        self._parameters: list[torch.nn.Parameter] = []
+        home = self._turns.home
+        self._residents = [
+            Resident([tensor.clone() for tensor in home], self.optimizers[0], random) for random in self._random
+        ]
+
+    def _begin_step(self) -> None:
+        parameters = trainable(self._module)
+        if not same_objects(parameters, self._parameters):
+            self._create_agents(parameters)
+        self._collect_params()
+        for resident in self._residents:
+            resident.grads = [None] * len(parameters)
+
+    def _create_agents(self, parameters: list[torch.nn.Parameter]) -> None:
+        self._turns.end()
+        self._parameters = parameters
+        self._layout = FlatLayout(parameters)
+        places = {id(parameter): i for i, parameter in enumerate(self._turns.module_state.parameters)}
+        self._places = [places[id(parameter)] for parameter in parameters]
+        for rank, resident in enumerate(self._residents):
+            params = self._layout.write([resident.state[i] for i in self._places], out=self._layout.zeros())
+            step = resident.agent.step if hasattr(resident, "agent") else 0
+            resident.agent = Agent(rank, self.topology, params, self._gradient_of(resident), self._layout.offsets)
+            resident.agent.step = step
+            resident.flat_grad = self._layout.zeros()
+            self._use_params(resident)
+
+    def _gradient_of(self, resident: Resident) -> Callable[[Tensor], Tensor]:
+        def gradient(at: Tensor) -> Tensor:
+            self._turns.give(resident)
+            return self._gradient(resident.window, self._parameters, self._layout, at)
+
+        return gradient
+
+    def _exchange(self) -> None:
+        for resident in self._residents:
+            resident.agent.grad = self._layout.write(resident.grads, out=resident.flat_grad)
+        assert self._communicator is not None
+        self._communicator.open_step(self._residents[0].agent.step, self.algorithm.exchanges)
+        self._run([self.algorithm.step(resident.agent) for resident in self._residents])
+        for resident in self._residents:
+            resident.grads = to_apply(resident.grads, self._layout.views(resident.agent.grad))
+
+    def _run(self, steps: list[Any]) -> None:
+        assert self._communicator is not None
+        self._communicator.run(steps)
+        self._turns.end()
+        for resident in self._residents:
+            self._use_params(resident)
+
+    def _collect_params(self) -> None:
+        """Into the flat vectors, where code has given a parameter other memory than the view into them."""
+        self._turns.refresh()
+        for resident in self._residents:
+            for place, view in zip(self._places, self._layout.views(resident.agent.params), strict=True):
+                if resident.state[place].data_ptr() != view.data_ptr():
+                    view.copy_(resident.state[place])
+
+    def _use_params(self, resident: Resident) -> None:
+        """Let the module's parameters of this agent be views into its flat vector, which mixing replaces."""
+        for place, view in zip(self._places, self._layout.views(resident.agent.params), strict=True):
+            resident.state[place] = view
+
+    # --- end
+
+    def _states(self) -> list[State]:
+        if not self._residents:
+            return [ModuleState(self._module).capture()]
+        if self._agents_differ:
+            self._turns.refresh()
+        return [resident.state for resident in self._residents]
+
+    def _agents_here(self) -> list[Agent]:
+        return [resident.agent for resident in self._residents]
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Validate with the consensus, or with every agent's own model in turn."""
+        if self.eval_model == "consensus" or not (self._agents_differ and self._residents):
+            return super().validation_step(*args, **kwargs)
+        with log_mean(self._module) as logs:
+            logs.next_batch(args)
+            return [self._validate(state, *args, **kwargs) for state in self._states()]
+
+    def _validate(self, state: State, *args: Any, **kwargs: Any) -> Any:
+        with ModuleState(self._module).activated(state):
+            return super().validation_step(*args, **kwargs)
+
+    def on_train_end(self) -> None:
+        """The module ends with the consensus; the agents' own models stay with `agent_state_dicts()`."""
+        super().on_train_end()
+        self._settle()
+
+    def teardown(self) -> None:
+        """After an exception too."""
+        self._settle()
+        super().teardown()
+
+    def _settle(self) -> None:
+        if self._agents_differ:
+            self._turns.settle(self.consensus())
+            self._agents_differ = False
+            object.__delattr__(self._module, "_on_before_batch_transfer")
+
+
+class _LoaderGroup:
+    """All agents' train loaders, collected one by one; complete once their common length was asked for."""
+
+    def __init__(self) -> None:
+        self._loaders: list[Any] = []
+        self._length: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self._length is not None
+
+    def append(self, loader: Any) -> None:
+        self._loaders.append(loader)
+
+    def agreed_length(self, uneven: Uneven) -> int:
+        if self._length is None:
+            self._length = agreed_length([sized_length(loader) for loader in self._loaders], uneven)
+        return self._length
+
+
+def _random_states(agents: int) -> list[RandomState]:
+    """Where the random streams of the agents start: the seed now plus the rank, as with one process per agent."""
+    before, seed = RandomState.capture(), torch.initial_seed()
+    states = []
+    for rank in range(agents):
+        seed_all(seed + rank)
+        states.append(RandomState.capture())
+    before.restore()
+    return states
+
+
+def _transfer_one_by_one(module: LightningModule) -> None:
+    """Let the user's on_before_batch_transfer see one agent's batch at a time."""
+    hook = type(module)._on_before_batch_transfer
+
+    def each(batch: Any, dataloader_idx: int = 0) -> Any:
+        if not module.trainer.training:
+            return hook(module, batch, dataloader_idx)
+        return [hook(module, part, dataloader_idx) for part in batch]
+
+    object.__setattr__(module, "_on_before_batch_transfer", each)
+
+
+def _mean_output(outputs: list[Any]) -> Any:
+    """What the loop gets for the agents' outputs: the mean loss, and lists of everything else."""
+    if isinstance(outputs[0], Tensor):
+        return torch.stack([output.detach() for output in outputs]).mean()
+    return {
+        name: _mean_output([output[name] for output in outputs]) if name == "loss" else [o[name] for o in outputs]
+        for name in outputs[0]
+    }

@@ -1,0 +1,242 @@
+"""One agent per process: the Lightning strategy of decentralized training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cga_lightning.agent import Agent
+from cga_lightning.agent_strategy import AgentStrategy, EvalModel
+from cga_lightning.algorithms import Algorithm
+from cga_lightning.communication import ProcessGroupCommunicator
+from cga_lightning.flat import FlatLayout
+from cga_lightning.loaders import Uneven, agreed_length, sized_length
+from cga_lightning.module_state import ModuleState, State
+from cga_lightning.sandbox import seed_all
+from cga_lightning.stepping import StepOnce, same_objects, set_gradients, to_apply, trainable
+from cga_lightning.topology import Topology
+from cga_lightning.window import Window
+
+if TYPE_CHECKING:
+    from lightning_fabric.plugins import ClusterEnvironment
+    from pytorch_lightning import LightningModule, Trainer
+    from pytorch_lightning.accelerators import Accelerator
+    from pytorch_lightning.plugins import CheckpointIO, Precision
+    from pytorch_lightning.strategies import DDPStrategy
+
+    class _Base(AgentStrategy, DDPStrategy): ...
+else:
+    _Base = AgentStrategy
+
+StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
+
+
+class Decentralized(_Base):
+    """Every process of the Trainer is an agent with its own data and its own model.
+
+    Models are exchanged with the neighbors only; there is no DistributedDataParallel and no sampler is injected.
+
+    Args:
+        algorithm: "cga", "dpsgd", or an `Algorithm`.
+        topology: "ring", "complete", "bipartite", or a `Topology`.
+        timeout: how long an agent waits for a message or a collective before the run ends with an error.
+        uneven: when the agents' train loaders differ in length: "cycle" repeats the shorter ones, "min" cuts the
+            longer ones, "error" refuses.
+        eval_model: validate and save checkpoints with the "consensus" (mean) of all models, or validate with each
+            agent's "own".
+        start_method: how the Trainer starts the processes, as in `DDPStrategy`: "popen" runs the script again,
+            "spawn", "fork" and "forkserver" use multiprocessing.
+        process_group_backend: "gloo" or "nccl"; chosen by the device if None.
+        accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin: as in `DDPStrategy`.
+
+    Raises:
+        ValueError: in `Trainer(...)`, when the topology does not fit the number of devices.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm | str = "cga",
+        topology: Topology | str = "ring",
+        *,
+        timeout: timedelta = timedelta(seconds=300),
+        uneven: Uneven = "cycle",
+        eval_model: EvalModel = "consensus",
+        start_method: StartMethod = "popen",
+        process_group_backend: str | None = None,
+        accelerator: Accelerator | None = None,
+        parallel_devices: list[torch.device] | None = None,
+        cluster_environment: ClusterEnvironment | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Precision | None = None,
+    ) -> None:
+        super().__init__(
+            algorithm,
+            topology,
+            uneven,
+            eval_model,
+            timeout=timeout,
+            start_method=start_method,
+            process_group_backend=process_group_backend,
+            accelerator=accelerator,
+            parallel_devices=parallel_devices,
+            cluster_environment=cluster_environment,
+            checkpoint_io=checkpoint_io,
+            precision_plugin=precision_plugin,
+        )
+        self._agent: Agent | None = None
+        self._parameters: list[torch.nn.Parameter] = []
+        self._window = Window()
+
+    @property
+    def agents(self) -> int:
+        """The number N of agents: one per process, on all nodes."""
+        return self.num_nodes * self.num_processes
+
+    @property
+    def local_agents(self) -> Sequence[int]:
+        """The rank of this process."""
+        return [self.global_rank]
+
+    # --- start
+
+    def _configure_launcher(self) -> None:
+        self.topology = self.topology.bind(self.agents)  # the first place that knows their number: in Trainer(...)
+        super()._configure_launcher()
+
+    def setup(self, trainer: Trainer) -> None:
+        """Move the module to its device and let all agents start from the same point; never wrap it."""
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
+        module = self._module
+        self.model = self.precision_plugin.convert_module(module)
+        self.model_to_device()
+        self._check_same_model()
+        for tensor in ModuleState(module).capture():
+            dist.broadcast(tensor, src=0)
+        if trainer.state.fn == "fit":
+            self._agents_differ = True
+            seed_all(torch.initial_seed() + self.global_rank)  # else all agents draw the same shuffles and masks
+            self.setup_optimizers(trainer)
+            self._communicator = ProcessGroupCommunicator(self.global_rank, self._timeout or timedelta.max)
+        self.setup_precision_plugin()
+
+    def _check_same_model(self) -> None:
+        """All agents need parameters of the same names, shapes and dtypes, the same algorithm and topology."""
+        mine = _signature(self._module, self.algorithm, self.topology)
+        signatures: list[list[str]] = [[] for _ in range(self.agents)]
+        dist.all_gather_object(signatures, mine)
+        for rank, theirs in enumerate(signatures):
+            difference = [f"agent 0 has {a}, agent {rank} has {b}" for a, b in _differences(signatures[0], theirs)]
+            if difference:
+                raise ValueError(
+                    f"All agents must train the same kind of model with the same settings, but {difference[0]}. Build "
+                    "the LightningModule and the strategy with the same arguments on every agent."
+                )
+
+    # --- one step
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Send the model off before the first micro-batch of a step; remember what the step has seen."""
+        self._check_window(self._window)
+        if not len(self._window):
+            self._begin_step()
+        self._window.append(*args)
+        return super().training_step(*args, **kwargs)
+
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        """Exchange and project once the own gradient is there, then step."""
+        completed = StepOnce(closure, self._finish_step)
+        output = super().optimizer_step(optimizer, completed, model, **kwargs)
+        completed.check()
+        self._after_step()
+        self._window = Window()
+        return output
+
+    def _begin_step(self) -> None:
+        parameters = trainable(self._module)
+        if self._agent is None or not same_objects(parameters, self._parameters):
+            self._create_agent(parameters)
+        agent = self._agent
+        assert agent is not None and self._communicator is not None
+        self._layout.write(parameters, out=agent.params)
+        agent.grad = None
+        self._communicator.open_step(agent.step, self.algorithm.exchanges)
+        self._communicator.begin([self.algorithm.step(agent)])
+
+    def _create_agent(self, parameters: list[torch.nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._layout = FlatLayout(parameters)
+        self._grad = self._layout.zeros()
+        step = 0 if self._agent is None else self._agent.step
+        self._agent = Agent(
+            self.global_rank,
+            self.topology,
+            self._layout.zeros(),
+            lambda at: self._gradient(self._window, self._parameters, self._layout, at),
+            self._layout.offsets,
+        )
+        self._agent.step = step
+
+    def _finish_step(self) -> None:
+        agent = self._agent
+        assert agent is not None and self._communicator is not None
+        own = [parameter.grad for parameter in self._parameters]
+        agent.grad = self._layout.write(own, out=self._grad)
+        self._communicator.finish()
+        with torch.no_grad():
+            self._layout.read(agent.params, self._parameters)
+        set_gradients(self._parameters, to_apply(own, self._layout.views(agent.grad)))
+
+    def _after_step(self) -> None:
+        agent = self._agent
+        assert agent is not None and self._communicator is not None
+        if type(self.algorithm).after_step is not Algorithm.after_step:
+            self._layout.write(self._parameters, out=agent.params)
+            self._communicator.run([self.algorithm.after_step(agent)])
+            with torch.no_grad():
+                self._layout.read(agent.params, self._parameters)
+        agent.step += 1
+
+    # --- agreement with the other processes
+
+    def _agreed_lengths(self, loader: Any) -> Callable[[], int]:
+        lengths: list[int | None] = [None] * self.agents
+        dist.all_gather_object(lengths, sized_length(loader))
+        length = agreed_length(lengths, self.uneven)
+        return lambda: length
+
+    def _states(self) -> list[State]:
+        return [ModuleState(self._module).capture()]
+
+    def _agents_here(self) -> list[Agent]:
+        return [] if self._agent is None else [self._agent]
+
+    def _mean_over_processes(self, tensor: Tensor) -> Tensor:
+        dist.all_reduce(tensor)
+        return tensor.div_(self.agents)
+
+    def on_train_end(self) -> None:
+        """Every process ends with the consensus, so the main process holds it under every launcher."""
+        super().on_train_end()
+        state = ModuleState(self._module)
+        for tensor, mean in zip(state.capture(), self.consensus(), strict=True):
+            tensor.copy_(mean)
+        self._agents_differ = False
+        self._agent = None
+
+
+def _signature(module: LightningModule, algorithm: Algorithm, topology: Topology) -> list[str]:
+    parameters = [f"parameter {name} {tuple(p.shape)} {p.dtype}" for name, p in module.named_parameters()]
+    return [f"algorithm {algorithm!r}", f"topology {topology!r}", *parameters]
+
+
+def _differences(first: list[str], second: list[str]) -> list[tuple[str, str]]:
+    pairs = zip_longest(first, second, fillvalue="no further parameter")
+    return [(a, b) for a, b in pairs if a != b]
