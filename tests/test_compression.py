@@ -103,7 +103,7 @@ def test_biased_ones_contract(compressor):
 
 
 @pytest.mark.parametrize("compressor", UNBIASED, ids=repr)
-def test_unbiased_ones_are_right_on_average(compressor, draws=2000):
+def test_unbiased_ones_are_right_on_average(compressor, draws=1000):
     layout = Padded()
     x = layout.random().double()
     samples = torch.stack([roundtrip(compressor, x.float(), layout) for _ in range(draws)]).double()
@@ -131,8 +131,8 @@ def test_error_feedback_catches_up(compressor):
     layout = Padded([(3,), (20,)])
     x = layout.random()
     feedback = ErrorFeedback(compressor.fork(1))
-    mean = sum(roundtrip(feedback, x, layout) for _ in range(2000)) / 2000
-    torch.testing.assert_close(mean, x, rtol=0, atol=0.1)
+    mean = sum(roundtrip(feedback, x, layout) for _ in range(500)) / 500
+    torch.testing.assert_close(mean, x, rtol=0, atol=0.2)
 
 
 def test_scaled_sign_by_hand():

@@ -11,10 +11,10 @@ from cga_lightning.compression.base import Compressor, Layout
 
 
 class ErrorFeedback(Compressor):
-    """Sends later what compression loses: ``p = x + e``, send ``C(p)``, ``e = p - C(p)``.
+    """Sends later what compression loses: ``p = x + e``, send ``C(p)``, ``e = p - C(p)`` (Karimireddy et al. 2019).
 
-    Give every directed edge its own. What is not finite is forgotten, so that one overflow
-    does not stay in the memory for ever (Seide et al. 2014; Karimireddy et al. 2019).
+    Give every directed edge its own. What is not finite is forgotten, so that one overflow does not stay in the
+    memory for ever.
 
     Args:
         compressor: the one to wrap.
@@ -47,7 +47,7 @@ class ErrorFeedback(Compressor):
         return self.compressor.decompress(wire, layout)
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory ``[d]`` (None before the first message) and the wrapped compressor's state."""
+        """The memory ``[d]`` (None before the first message; not a copy) and the wrapped compressor's state."""
         return {"memory": self.memory, "compressor": self.compressor.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

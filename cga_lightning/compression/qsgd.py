@@ -47,7 +47,8 @@ class QSGD(RandomCompressor):
         noise = torch.rand(rows.shape, dtype=rows.dtype, device=x.device, generator=self._noise(x.device))
         scaled = rows / norms.where(norms > 0, 1) * self._levels
         codes = noise.add_(scaled).floor_().clamp_(-self._levels, self._levels).add_(self._levels)
-        return join(norms.float(), pack(codes.to(torch.uint8).view(-1), self.bits))
+        codes = codes.nan_to_num_().to(torch.uint8)  # the norm tells that the bucket is not finite
+        return join(norms.float(), pack(codes.view(-1), self.bits))
 
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
         """Return each level times the norm of its bucket."""
