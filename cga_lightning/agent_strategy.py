@@ -231,15 +231,10 @@ class AgentStrategy(_Base):
         return self._mean_over_processes(torch.stack(squares).mean()).sqrt()
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Means over the agents of this process: of the norm of the last direction, and of the active constraints."""
-        agents = self._agents_here()
-        if not agents:
-            return {}
-        found = {"gradient_norm": torch.stack([agent.grad.norm() for agent in agents]).mean()}
-        duals = [agent.diagnostics["dual"] for agent in agents if "dual" in agent.diagnostics]
-        if duals:
-            found["conflicts"] = torch.stack([(dual > dual.min()).double().mean() for dual in duals]).mean()
-        return found
+        """What the agents of this process report about their last step, averaged, and the norm of its direction."""
+        reports = [{"gradient_norm": agent.grad.norm(), **agent.diagnostics} for agent in self._agents_here()]
+        names = reports[0] if reports else {}
+        return {name: torch.stack([report[name].double() for report in reports]).mean() for name in names}
 
     def on_validation_start(self) -> None:
         """Average the models once for all validation batches."""
