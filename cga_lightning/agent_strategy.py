@@ -21,6 +21,7 @@ from cga_lightning.communication import Communicator
 from cga_lightning.flat import FlatLayout
 from cga_lightning.loaders import AgreedLoader, Uneven
 from cga_lightning.module_state import ModuleState, State, mean_state, squared_distance
+from cga_lightning.sandbox import Silence
 from cga_lightning.topology import Topology
 from cga_lightning.window import ForbidCollectives, Window, raise_collective
 
@@ -162,7 +163,8 @@ class AgentStrategy(_Base):
     @contextmanager
     def _cross_pass(self) -> Iterator[None]:
         self._in_cross_pass = True
-        loggers, self._trainer.loggers = self._trainer.loggers, []
+        loggers = self._trainer.loggers
+        self._trainer.loggers = list[Any](Silence() for _ in loggers)
         try:
             yield
         finally:
