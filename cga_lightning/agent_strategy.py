@@ -23,6 +23,7 @@ from cga_lightning.flat import FlatLayout
 from cga_lightning.loaders import Uneven
 from cga_lightning.module_state import ModuleState, State, mean_state, squared_distance
 from cga_lightning.sandbox import Silence
+from cga_lightning.stepping import trainable
 from cga_lightning.topology import Topology
 from cga_lightning.window import ForbidCollectives, Window, raise_collective
 
@@ -64,12 +65,13 @@ class AgentStrategy(_Base):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
         self.algorithm = algorithms.from_name(algorithm) if isinstance(algorithm, str) else algorithm
         self.topology = topologies.from_name(topology) if isinstance(topology, str) else topology
-        if not isinstance(self.algorithm, Algorithm):
-            raise TypeError(f"algorithm must be an Algorithm or a name, got {type(algorithm).__name__}.")
-        if not isinstance(self.topology, Topology):
-            raise TypeError(f"topology must be a Topology or a name, got {type(topology).__name__}.")
+        for name, kind in (("algorithm", Algorithm), ("topology", Topology)):
+            if not isinstance(getattr(self, name), kind):
+                found = getattr(self, name)
+                raise TypeError(f"{name} must be a name or an object of a subclass of {kind.__name__}, got {found!r}.")
         self.uneven = uneven
         self.eval_model = eval_model
+        self._layer_sync: Any = None  # set by the Trainer
         self._communicator: Communicator | None = None
         self._consensus: State | None = None
         self._agents_differ = False  # True from the first step of fit until every agent takes over the consensus
@@ -110,21 +112,26 @@ class AgentStrategy(_Base):
         """Payload bytes that the agents of this process have sent so far, by name of the exchange."""
         return Counter() if self._communicator is None else Counter(self._communicator.traffic)
 
-    def connect(self, model: LightningModule) -> None:
-        """Refuse what cannot work, and leave the users' samplers alone."""
-        trainer = model.trainer
-        trainer._accelerator_connector.use_distributed_sampler = False  # an agent's data is its own
-        if trainer.state.fn == "fit":
-            _refuse_module(model)
-        if trainer._accelerator_connector._layer_sync is not None:
+    def _configure_launcher(self) -> None:
+        """In Trainer(...), once it knows all of its arguments: the first moment to refuse one."""
+        if self._layer_sync is not None:
             raise ValueError(
                 "Trainer(sync_batchnorm=True) would average batch statistics over all agents in every pass, also in "
                 "those with a neighbor's model. Remove it, or use GroupNorm instead of BatchNorm."
             )
+        super()._configure_launcher()
+
+    def connect(self, model: LightningModule) -> None:
+        """Refuse modules that cannot work, and leave the users' samplers alone."""
+        trainer = model.trainer
+        trainer._accelerator_connector.use_distributed_sampler = False  # an agent's data is its own
+        if trainer.state.fn == "fit":
+            _refuse_module(model)
         super().connect(model)
 
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Refuse optimizers that evaluate the loss more than once."""
+        """Refuse parameters that cannot be exchanged, and optimizers that evaluate the loss more than once."""
+        FlatLayout(trainable(self._module))
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
             if isinstance(optimizer, torch.optim.LBFGS):

@@ -70,11 +70,17 @@ class AgreedLoader:
     def __iter__(self) -> Iterator[Any]:
         served, length = 0, len(self)
         while served < length:
+            before = served
             for batch in self._loader:
                 yield batch
                 served += 1
                 if served == length:
                     break
+            if served == before:
+                raise RuntimeError(
+                    f"The train loader of an agent ran dry after {served} of the {length} batches of this epoch, and "
+                    "starting it again gave none. Its iterator must start anew each time it is asked for."
+                )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # pickling asks before there is a loader

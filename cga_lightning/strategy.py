@@ -76,6 +76,8 @@ class Decentralized(_Base):
         checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
     ) -> None:
+        if not isinstance(timeout, timedelta):
+            raise TypeError(f"timeout must be a datetime.timedelta such as timedelta(seconds=300), got {timeout!r}.")
         super().__init__(
             algorithm,
             topology,
@@ -152,9 +154,15 @@ class Decentralized(_Base):
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Exchange and project once the own gradient is there, then step."""
-        completed = StepOnce(closure, self._finish_step)
-        output = super().optimizer_step(optimizer, completed, model, **kwargs)
-        completed.check()
+
+        def completed() -> Any:
+            result = closure()
+            self._finish_step()
+            return result
+
+        once = StepOnce(completed)
+        output = super().optimizer_step(optimizer, once, model, **kwargs)
+        once.check()
         self._after_step()
         self._window = Window()
         return output
