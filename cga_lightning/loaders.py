@@ -64,6 +64,11 @@ class AgreedLoader:
     def __init__(self, loader: Iterable[Any], length: Callable[[], int]) -> None:
         self.__dict__.update(_loader=loader, _length=length)
 
+    @property
+    def wrapped(self) -> Iterable[Any]:
+        """The loader that serves the batches."""
+        return self._loader
+
     def __len__(self) -> int:
         return self._length()
 

@@ -19,9 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Kept as they are: parameters and submodules keep their identity, hooks are code.
-_SHARED = ("_parameters", "_modules")
+# What every module has: parameters, submodules and hooks stay the same objects, in copied dictionaries.
+_REGISTRIES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set)) - {
+    "_buffers"
+}
 _SILENT = ("log", "log_dict", "print")
+
+_KEPT = (bool, nn.Parameter)
+_CONTAINERS = (list, tuple, set, frozenset, deque, dict)
+_COPIED = (
+    *_CONTAINERS,
+    *(Tensor, nn.Module, np.ndarray),
+    *(torch.Generator, np.random.Generator, np.random.RandomState, random.Random),
+)
 
 
 class RandomState(NamedTuple):
@@ -102,7 +112,7 @@ class _Copies:
         attributes = module.__dict__
         self._made[id(module)] = module
         self._originals.append((module, attributes))
-        copied = {name: dict(value) if name in _SHARED else self.of(value) for name, value in attributes.items()}
+        copied = {name: value.copy() if name in _REGISTRIES else self.of(value) for name, value in attributes.items()}
         for child in module.children():
             self.of(child)
         if hasattr(type(module), "training_step"):  # a LightningModule
@@ -118,19 +128,21 @@ class _Copies:
 
     def of(self, value: Any) -> Any:
         """The copy of a value, or the value itself if it is shared: parameters, and objects of other types."""
+        if value is None or isinstance(value, _KEPT) or not isinstance(value, _COPIED):
+            return value
         if id(value) in self._made:
             return self._made[id(value)]
         if isinstance(value, nn.Module):
             self.enter(value)
-        elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        elif isinstance(value, _CONTAINERS):
+            return self._of_container(value)
+        elif isinstance(value, Tensor):
             self._made[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
         elif isinstance(value, torch.Generator):
             self._made[id(value)] = value.clone_state()
-        elif isinstance(value, np.ndarray | np.random.Generator | np.random.RandomState | random.Random):
+        else:
             self._made[id(value)] = copy.deepcopy(value)
-        elif isinstance(value, dict | list | deque | tuple | set | frozenset):
-            return self._of_container(value)
-        return self._made.get(id(value), value)
+        return self._made[id(value)]
 
     def _of_container(self, value: Any) -> Any:
         if isinstance(value, dict | list | deque):  # the copy is noted first: a container may hold itself

@@ -22,7 +22,6 @@ from cga_lightning.residents import Resident, Turns
 from cga_lightning.sandbox import RandomState, seed_all
 from cga_lightning.stepping import StepOnce, same_objects, set_gradients, to_apply, trainable
 from cga_lightning.topology import Topology
-from cga_lightning.window import Window
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -139,6 +138,8 @@ class Simulated(_Base):
         super().on_train_start()
         loader = self._trainer.fit_loop._combined_loader
         loaders = None if loader is None else loader.iterables
+        if isinstance(loaders, AgreedLoader):
+            loaders = loaders.wrapped
         if not isinstance(loaders, list | tuple) or len(loaders) != self.agents:
             found = f"{len(loaders)}" if isinstance(loaders, list | tuple) else f"a {type(loaders).__name__}"
             raise ValueError(
@@ -205,7 +206,7 @@ class Simulated(_Base):
             self._run([self.algorithm.after_step(resident.agent) for resident in self._residents])
         for resident in self._residents:
             resident.agent.step += 1
-            resident.window = Window()
+            resident.window.clear()
         self._turns.give(self._residents[0])
         return result
 

@@ -130,8 +130,9 @@ class Decentralized(_Base):
         self.setup_precision_plugin()
 
     def _check_same_model(self) -> None:
-        """All agents need parameters of the same names, shapes and dtypes, the same algorithm and topology."""
-        mine = _signature(self._module, self.algorithm, self.topology)
+        """All agents need parameters and buffers of the same names, shapes and dtypes, and the same settings."""
+        settings = [f"{name} {getattr(self, name)!r}" for name in ("algorithm", "topology", "uneven", "eval_model")]
+        mine = settings + _signature(self._module)
         signatures: list[list[str]] = [[] for _ in range(self.agents)]
         dist.all_gather_object(signatures, mine)
         for rank, theirs in enumerate(signatures):
@@ -164,7 +165,7 @@ class Decentralized(_Base):
         output = super().optimizer_step(optimizer, once, model, **kwargs)
         once.check()
         self._after_step()
-        self._window = Window()
+        self._window.clear()
         return output
 
     def _begin_step(self) -> None:
@@ -241,11 +242,14 @@ class Decentralized(_Base):
         self._agent = None
 
 
-def _signature(module: LightningModule, algorithm: Algorithm, topology: Topology) -> list[str]:
-    parameters = [f"parameter {name} {tuple(p.shape)} {p.dtype}" for name, p in module.named_parameters()]
-    return [f"algorithm {algorithm!r}", f"topology {topology!r}", *parameters]
+def _signature(module: LightningModule) -> list[str]:
+    tensors: dict[str, Tensor] = {
+        f"{'parameter' if p.requires_grad else 'frozen'} {name}": p for name, p in module.named_parameters()
+    }
+    tensors |= {f"buffer {name}": buffer for name, buffer in module.named_buffers()}
+    return [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()]
 
 
 def _differences(first: list[str], second: list[str]) -> list[tuple[str, str]]:
-    pairs = zip_longest(first, second, fillvalue="no further parameter")
+    pairs = zip_longest(first, second, fillvalue="no further tensor")
     return [(a, b) for a, b in pairs if a != b]

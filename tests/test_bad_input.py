@@ -222,8 +222,12 @@ class RankDependent(Module):
             lambda module: setattr(module, "layer", nn.Linear(2, 3)),
             r"parameter layer.weight \(1, 2\).*, agent 1 has parameter layer.weight \(3, 2\)",
         ),
-        (lambda module: setattr(module, "more", nn.Linear(1, 1)), "no further parameter, agent 1 has parameter more"),
-        (lambda module: module.layer.bias.requires_grad_(False), "parameter layer.bias .*, agent 1 has frozen layer.bias"),
+        (lambda module: setattr(module.trainer.strategy, "eval_model", "own"), "agent 1 has eval_model 'own'"),
+        (lambda module: setattr(module, "more", nn.Linear(1, 1)), "no further tensor, agent 1 has parameter more"),
+        (
+            lambda module: module.layer.bias.requires_grad_(False),
+            "parameter layer.bias .*, agent 1 has frozen layer.bias",
+        ),
         (lambda module: module.register_buffer("mean", torch.zeros(2)), "buffer mean"),
         (lambda module: setattr(module.trainer.strategy, "algorithm", cga.DPSGD()), r"agent 1 has algorithm DPSGD\(\)"),
         (lambda module: setattr(module.trainer.strategy.algorithm, "margin", 0.5), r"margin=0.5"),
@@ -306,7 +310,11 @@ class OneShot:
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
-        (Data(make=lambda x: DataLoader(Stream(x))), {}, "agent 0, 1 has no length.* Give the IterableDataset a __len__"),
+        (
+            Data(make=lambda x: DataLoader(Stream(x))),
+            {},
+            "agent 0, 1 has no length.* Give the IterableDataset a __len__",
+        ),
         (Data((3, 2)), {"uneven": "error"}, 'have 3, 2 batches, but uneven="error"'),
         (Data((3, 0), lambda x: DataLoader(TensorDataset(x))), {}, "agent 1 has no batch"),
         (Data((3, 2), OneShot), {}, "ran dry after 2 of the 3 batches"),

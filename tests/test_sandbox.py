@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 
 from cga_lightning.flat import FlatLayout
 from cga_lightning.sandbox import RandomState, Silence, sandbox
-from cga_lightning.window import Window, swapped
+from cga_lightning.window import Window, moved
 
 Pair = namedtuple("Pair", ["first", "second"])
 
@@ -162,7 +162,7 @@ def test_the_gradient_of_a_window_is_that_of_autograd(width, batches, seed):
         elsewhere(x).square().sum().backward()  # draws the same mask as the own pass would
     before = copy.deepcopy(module.state_dict())
 
-    for _ in range(2):
+    for _ in range(2):  # the second time in another buffer
         gradient = window.gradient(module, parameters, layout, lambda x: module(x).square().sum().backward(), at)
         for p, view in zip((p for p in elsewhere.parameters() if p.requires_grad), layout.views(gradient), strict=True):
             torch.testing.assert_close(view, torch.zeros_like(p) if p.grad is None else p.grad)
@@ -173,6 +173,6 @@ def test_the_gradient_of_a_window_is_that_of_autograd(width, batches, seed):
 def test_a_failing_pass_gives_the_parameters_back():
     parameter = nn.Parameter(torch.ones(2))
     parameter.grad, data = torch.ones(2), parameter.data
-    with pytest.raises(KeyError), swapped([parameter], [torch.zeros(2)], [torch.zeros(2)]):
+    with pytest.raises(KeyError), moved([parameter], [torch.zeros(2)]):
         raise KeyError
     assert parameter.data_ptr() == data.data_ptr() and torch.equal(parameter.grad, torch.ones(2))
