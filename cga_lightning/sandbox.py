@@ -23,6 +23,7 @@ from torch import Tensor, nn
 _REGISTRIES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set)) - {
     "_buffers"
 }
+_SYNCHRONISE = ("dist_sync_on_step", "sync_on_compute", "_to_sync")
 _SILENT = ("log", "log_dict", "print")
 
 _KEPT = (bool, nn.Parameter)
@@ -118,7 +119,7 @@ class _Copies:
         if hasattr(type(module), "training_step"):  # a LightningModule
             copied.update(dict.fromkeys(_SILENT, Silence()))
         if "dist_sync_on_step" in copied:  # a torchmetrics metric
-            copied["dist_sync_on_step"] = False
+            copied.update(dict.fromkeys(_SYNCHRONISE, False))
         object.__setattr__(module, "__dict__", copied)
 
     def leave(self) -> None:

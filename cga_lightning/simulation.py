@@ -128,6 +128,7 @@ class Simulated(_Base):
         super().setup(trainer)
         if trainer.state.fn == "fit":
             self._residents = []
+            self._loaders = _LoaderGroup()
             self._communicator = LocalCommunicator()
             self._turns = Turns(self._module, self.optimizers[0])
             self._random = _random_states(self.agents)

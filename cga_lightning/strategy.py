@@ -18,7 +18,7 @@ from cga_lightning.algorithms import Algorithm
 from cga_lightning.communication import ProcessGroupCommunicator
 from cga_lightning.flat import FlatLayout
 from cga_lightning.loaders import AgreedLoader, Uneven, agreed_length, sized_length
-from cga_lightning.module_state import ModuleState, State
+from cga_lightning.module_state import ModuleState, State, overwrite
 from cga_lightning.sandbox import seed_all
 from cga_lightning.stepping import StepOnce, same_objects, set_gradients, to_apply, trainable
 from cga_lightning.topology import Topology
@@ -121,8 +121,8 @@ class Decentralized(_Base):
         self.model = self.precision_plugin.convert_module(module)
         self.model_to_device()
         self._check_same_model()
-        for tensor in ModuleState(module).capture():
-            dist.broadcast(tensor, src=0)
+        state = ModuleState(module).capture()
+        overwrite(state, [_from_agent_0(tensor) for tensor in state])
         if trainer.state.fn == "fit":
             seed_all(torch.initial_seed() + self.global_rank)  # else all agents draw the same shuffles and masks
             self.setup_optimizers(trainer)
@@ -236,10 +236,15 @@ class Decentralized(_Base):
         """Every process ends with the consensus, so the main process holds it under every launcher."""
         super().on_train_end()
         state = ModuleState(self._module)
-        for tensor, mean in zip(state.capture(), self.consensus(), strict=True):
-            tensor.copy_(mean)
+        overwrite(state.capture(), self.consensus())
         self._agents_differ = False
         self._agent = None
+
+
+def _from_agent_0(tensor: Tensor) -> Tensor:
+    received = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.broadcast(received.view(-1).view(torch.uint8), src=0)  # as bytes: gloo and NCCL know few dtypes
+    return received
 
 
 def _signature(module: LightningModule) -> list[str]:
