@@ -75,6 +75,7 @@ class AgentStrategy(_Base):
         self._communicator: Communicator | None = None
         self._consensus: State | None = None
         self._agents_differ = False  # True from the first step of fit until every agent takes over the consensus
+        self._in_training_step = False
         self._in_cross_pass = False
         self._checked_collectives = False
 
@@ -161,6 +162,14 @@ class AgentStrategy(_Base):
 
     # --- gradients at other models
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The user's step on the own model."""
+        self._in_training_step = True
+        try:
+            return super().training_step(*args, **kwargs)
+        finally:
+            self._in_training_step = False
+
     def _gradient(self, window: Window, parameters: Sequence[nn.Parameter], layout: FlatLayout, at: Tensor) -> Tensor:
         watch = dist.is_initialized() and not self._checked_collectives
         check = ForbidCollectives() if watch else nullcontext()  # type: ignore[no-untyped-call]
@@ -225,8 +234,7 @@ class AgentStrategy(_Base):
         return super().reduce(tensor, *args, **kwargs)
 
     def _forbid_in_training_step(self, name: str) -> None:
-        module = self.lightning_module
-        if module is not None and module._current_fx_name == "training_step":
+        if self._in_training_step or self._in_cross_pass:
             raise_collective(name)
 
     # --- evaluation

@@ -125,6 +125,10 @@ def test_a_name_that_all_agents_log_is_logged_once():
     assert metrics["weighted"] == 4.0 and metrics["total"] == AGENTS and metrics["norm"] > 0
 
 
+def under_net(state):
+    return {name.removeprefix("net."): value for name, value in state.items()}
+
+
 def test_validation_with_the_own_models_is_their_mean():
     def val_losses(eval_model):
         strategy = cga.SimulatedStrategy(AGENTS, eval_model=eval_model)
@@ -133,7 +137,7 @@ def test_validation_with_the_own_models_is_their_mean():
         run.fit(module, [DataLoader(samples, batch_size=4) for samples in one_class_each(AGENTS)], loader)
         inputs, classes = loader.dataset.tensors
         models = strategy.agent_state_dicts() if eval_model == "own" else [dict(module.state_dict())]
-        logits = [torch.func.functional_call(module, state, inputs) for state in models]
+        logits = [torch.func.functional_call(module.net, under_net(state), inputs) for state in models]
         losses = [nn.functional.cross_entropy(output, classes) for output in logits]
         return float(run.callback_metrics["val_loss"]), float(torch.stack(losses).mean())
 
