@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING
 
 from cga_lightning import _lightning, ops, partition
 from cga_lightning.algorithms import CGA, DPSGD, Algorithm
-from cga_lightning.topology import Bipartite, Complete, FromMatrix, Ring, Topology
+from cga_lightning.compression import QSGD, RandomK, ScaledSign, TopK
+from cga_lightning.topology import (
+    Bipartite,
+    Complete,
+    DirectedRing,
+    ErdosRenyi,
+    Exponential,
+    FromMatrix,
+    OnePeerExponential,
+    Ring,
+    Topology,
+    Torus,
+)
 
 if TYPE_CHECKING:
     from cga_lightning._for_pytorch_lightning import (
@@ -24,16 +36,25 @@ __version__ = "0.1.0"
 __all__ = [
     "CGA",
     "DPSGD",
+    "QSGD",
     "Algorithm",
     "Bipartite",
     "Complete",
     "ConsensusMonitor",
     "DecentralizedStrategy",
+    "DirectedRing",
+    "ErdosRenyi",
+    "Exponential",
     "FromMatrix",
+    "OnePeerExponential",
     "PartitionedDataModule",
+    "RandomK",
     "Ring",
+    "ScaledSign",
     "SimulatedStrategy",
+    "TopK",
     "Topology",
+    "Torus",
     "ops",
     "partition",
 ]

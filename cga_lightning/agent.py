@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cga_lightning.flat import FlatLayout
 from cga_lightning.topology import Topology
 
 GradientAt = Callable[[Tensor], Tensor]
@@ -21,7 +22,7 @@ class Agent:
         topology: a graph of N agents.
         params: the flat parameters `[d]`. The agent owns this buffer from now on.
         gradient_at: computes the gradient `[d]` of this agent's loss, on its current data, at parameters `[d]`.
-        offsets: int64 `[s + 1]`, where the layers begin and end in the flat buffers; one layer if not given.
+        layout: where each parameter lies in the flat vectors; one parameter without padding if not given.
 
     Attributes:
         params: this agent's model x^j `[d]`.
@@ -37,12 +38,12 @@ class Agent:
         topology: Topology,
         params: Tensor,
         gradient_at: GradientAt,
-        offsets: Tensor | None = None,
+        layout: FlatLayout | None = None,
     ) -> None:
         self.rank = rank
         self.topology = topology
         self.params = params
-        self.offsets = torch.tensor([0, params.numel()]) if offsets is None else offsets
+        self.layout = FlatLayout([params], alignment=1) if layout is None else layout
         self.step = 0
         self.state: dict[str, Any] = {}
         self.diagnostics: dict[str, Tensor] = {}

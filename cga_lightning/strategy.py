@@ -44,8 +44,8 @@ class Decentralized(_Base):
     Models are exchanged with the neighbors only; there is no DistributedDataParallel and no sampler is injected.
 
     Args:
-        algorithm: "cga", "dpsgd", or an `Algorithm`.
-        topology: "ring", "complete", "bipartite", or a `Topology`.
+        algorithm: an `Algorithm`, or its name: "cga", "compcga", "dpsgd".
+        topology: a `Topology`, or its name: "ring", "complete", "bipartite", "torus", ...
         timeout: how long an agent waits for a message or a collective before the run ends with an error.
         uneven: when the agents' train loaders differ in length: "cycle" repeats the shorter ones, "min" cuts the
             longer ones, "error" refuses.
@@ -180,7 +180,7 @@ class Decentralized(_Base):
             self.topology,
             self._layout.zeros(),
             lambda at: self._gradient(self._window, self._parameters, self._layout, at),
-            self._layout.offsets,
+            self._layout,
         )
         self._agent.step = step
 
