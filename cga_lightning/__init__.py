@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cga_lightning import _lightning, ops, partition
-from cga_lightning.algorithms import CGA, DPSGD, Algorithm
+from cga_lightning.algorithms import CGA, DPSGD, SGP, Algorithm, SwarmSGD
 from cga_lightning.compression import QSGD, RandomK, ScaledSign, TopK
 from cga_lightning.topology import (
     Bipartite,
@@ -37,6 +37,7 @@ __all__ = [
     "CGA",
     "DPSGD",
     "QSGD",
+    "SGP",
     "Algorithm",
     "Bipartite",
     "Complete",
@@ -52,6 +53,7 @@ __all__ = [
     "Ring",
     "ScaledSign",
     "SimulatedStrategy",
+    "SwarmSGD",
     "TopK",
     "Topology",
     "Torus",

@@ -45,7 +45,7 @@ class Simulated(_Base):
 
     Args:
         agents: the number N of agents.
-        algorithm: an `Algorithm`, or its name: "cga", "compcga", "dpsgd".
+        algorithm: an `Algorithm`, or its name: "cga", "compcga", "dpsgd", "sgp", "swarmsgd".
         topology: a `Topology`, or its name: "ring", "complete", "bipartite", "torus", ...
         uneven: when the agents' train loaders differ in length: "cycle" repeats the shorter ones, "min" cuts the
             longer ones, "error" refuses.
@@ -54,7 +54,7 @@ class Simulated(_Base):
         accelerator, checkpoint_io, precision_plugin: as in `SingleDeviceStrategy`.
 
     Raises:
-        ValueError: when the topology does not fit the number of agents.
+        ValueError: when the topology does not fit the number of agents, or the algorithm.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Simulated(_Base):
             checkpoint_io=checkpoint_io,
             precision_plugin=precision_plugin,
         )
-        self.topology = self.topology.bind(agents)
+        self._bind(agents)
         self._agents = agents
         self._residents: list[Resident] = []
         self._loaders = _LoaderGroup()

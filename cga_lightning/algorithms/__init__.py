@@ -2,17 +2,33 @@
 
 from collections.abc import Callable
 
-from cga_lightning.algorithms.base import Algorithm, Messages, Step
+from cga_lightning.algorithms.base import Algorithm, Exchange, Messages, Step, gossip
 from cga_lightning.algorithms.cga import CGA
 from cga_lightning.algorithms.dpsgd import DPSGD
+from cga_lightning.algorithms.sgp import SGP
+from cga_lightning.algorithms.swarm import SwarmSGD
 from cga_lightning.compression import ScaledSign
 
-__all__ = ["ALGORITHMS", "CGA", "DPSGD", "Algorithm", "Messages", "Step", "from_name"]
+__all__ = [
+    "ALGORITHMS",
+    "CGA",
+    "DPSGD",
+    "SGP",
+    "Algorithm",
+    "Exchange",
+    "Messages",
+    "Step",
+    "SwarmSGD",
+    "from_name",
+    "gossip",
+]
 
 ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "cga": CGA,
     "compcga": lambda: CGA(compressor=ScaledSign()),
     "dpsgd": DPSGD,
+    "sgp": SGP,
+    "swarmsgd": SwarmSGD,
 }
 
 
