@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cga_lightning import _lightning, ops, partition
-from cga_lightning.algorithms import CGA, DPSGD, SGP, Algorithm, SwarmSGD
+from cga_lightning.algorithms import CGA, DPSGD, NGC, SGP, Algorithm, GradientTracking, QuasiGlobalMomentum, SwarmSGD
 from cga_lightning.compression import QSGD, RandomK, ScaledSign, TopK
 from cga_lightning.topology import (
     Bipartite,
@@ -36,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CGA",
     "DPSGD",
+    "NGC",
     "QSGD",
     "SGP",
     "Algorithm",
@@ -47,8 +48,10 @@ __all__ = [
     "ErdosRenyi",
     "Exponential",
     "FromMatrix",
+    "GradientTracking",
     "OnePeerExponential",
     "PartitionedDataModule",
+    "QuasiGlobalMomentum",
     "RandomK",
     "Ring",
     "ScaledSign",

@@ -46,7 +46,7 @@ class Simulated(_Base):
 
     Args:
         agents: the number N of agents.
-        algorithm: an `Algorithm`, or its name: "cga", "compcga", "dpsgd", "sgp", "swarmsgd".
+        algorithm: an `Algorithm`, or its name: "cga", "compcga", "dpsgd", "sgp", "swarmsgd", ...
         topology: a `Topology`, or its name: "ring", "complete", "bipartite", "torus", ...
         uneven: when the agents' train loaders differ in length: "cycle" repeats the shorter ones, "min" cuts the
             longer ones, "error" refuses.

@@ -44,7 +44,7 @@ class Decentralized(_Base):
     Models are exchanged with the neighbors only; there is no DistributedDataParallel and no sampler is injected.
 
     Args:
-        algorithm: an `Algorithm`, or its name: "cga", "compcga", "dpsgd", "sgp", "swarmsgd".
+        algorithm: an `Algorithm`, or its name: "cga", "compcga", "dpsgd", "sgp", "swarmsgd", ...
         topology: a `Topology`, or its name: "ring", "complete", "bipartite", "torus", ...
         timeout: how long an agent waits for a message or a collective before the run ends with an error.
         uneven: when the agents' train loaders differ in length: "cycle" repeats the shorter ones, "min" cuts the

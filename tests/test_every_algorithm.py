@@ -16,11 +16,13 @@ from tests.toys import QUIET, Classifier, OwnData, SaveOwnWeights, largest_diffe
 
 AGENTS = 4
 DIRECTED = ["one_peer_exponential", "directed_ring"]
-RUNS_ON_DIRECTED = ["dpsgd", "sgp"]
+RUNS_ON_DIRECTED = ["dpsgd", "sgp", "gradient_tracking"]
 
 CASES: list[tuple[cga.Algorithm, str]] = [
     *((from_name(name), "ring") for name in ALGORITHMS if name not in ("cga", "dpsgd")),  # see test_golden.py
     (cga.CGA(compressor=cga.QSGD()), "complete"),
+    (cga.QuasiGlobalMomentum(cga.CGA()), "ring"),
+    (cga.QuasiGlobalMomentum(cga.SGP()), "directed_ring"),
     (cga.SGP(), "directed_ring"),
     (cga.DPSGD(), "one_peer_exponential"),
     (cga.SwarmSGD(local_steps=3, pairs=1), "bipartite"),

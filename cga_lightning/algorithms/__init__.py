@@ -5,18 +5,24 @@ from collections.abc import Callable
 from cga_lightning.algorithms.base import Algorithm, Exchange, Messages, Step, gossip
 from cga_lightning.algorithms.cga import CGA
 from cga_lightning.algorithms.dpsgd import DPSGD
+from cga_lightning.algorithms.ngc import NGC
+from cga_lightning.algorithms.quasi_global import QuasiGlobalMomentum
 from cga_lightning.algorithms.sgp import SGP
 from cga_lightning.algorithms.swarm import SwarmSGD
+from cga_lightning.algorithms.tracking import GradientTracking
 from cga_lightning.compression import ScaledSign
 
 __all__ = [
     "ALGORITHMS",
     "CGA",
     "DPSGD",
+    "NGC",
     "SGP",
     "Algorithm",
     "Exchange",
+    "GradientTracking",
     "Messages",
+    "QuasiGlobalMomentum",
     "Step",
     "SwarmSGD",
     "from_name",
@@ -29,6 +35,9 @@ ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "dpsgd": DPSGD,
     "sgp": SGP,
     "swarmsgd": SwarmSGD,
+    "ngc": NGC,
+    "compngc": lambda: NGC(compressor=ScaledSign()),
+    "gradient_tracking": GradientTracking,
 }
 
 
