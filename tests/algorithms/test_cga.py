@@ -7,7 +7,7 @@ import torch
 
 from cga_lightning import CGA, DPSGD, Algorithm, Complete
 from cga_lightning.agent import Agent
-from cga_lightning.algorithms import from_name
+from cga_lightning.algorithms import Exchange, from_name
 from cga_lightning.flat import FlatLayout
 
 OWN = torch.tensor([1.0, 0.0, 0.0])
@@ -19,7 +19,7 @@ def step(algorithm: Algorithm, layout: FlatLayout | None = None) -> Agent:
     """Drive agent 0 of three through one step with given messages."""
     agent = Agent(0, Complete(3), torch.zeros(3), lambda at: -at, layout)
     running = algorithm.step(agent)
-    outbox = next(running)
+    outbox = Exchange.of(next(running)).outbox
     assert {rank: message.tolist() for rank, message in outbox.items()} == {1: [0, 0, 0], 2: [0, 0, 0]}
     agent.grad = OWN.clone()
     inbox = MODELS
