@@ -28,7 +28,7 @@ class Agent:
         grad: its gradient at `params` `[d]`; an algorithm overwrites it with the direction of the optimizer step.
         step: how many steps this agent has made.
         state: what an algorithm keeps from step to step. Tensors and plain containers, so that it can be saved.
-        diagnostics: what an algorithm reports about its last step, by name.
+        diagnostics: what an algorithm reports about its last step: scalars by name, on the device of `params`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Agent:
         self.offsets = torch.tensor([0, params.numel()]) if offsets is None else offsets
         self.step = 0
         self.state: dict[str, Any] = {}
-        self.diagnostics: dict[str, Any] = {}
+        self.diagnostics: dict[str, Tensor] = {}
         self._gradient_at = gradient_at
         self._grad: Tensor | None = None
         self._mixed = torch.empty_like(params)

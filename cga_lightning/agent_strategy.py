@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from cga_lightning import algorithms
@@ -19,7 +20,7 @@ from cga_lightning.agent import Agent
 from cga_lightning.algorithms import Algorithm
 from cga_lightning.communication import Communicator
 from cga_lightning.flat import FlatLayout
-from cga_lightning.loaders import AgreedLoader, Uneven
+from cga_lightning.loaders import Uneven
 from cga_lightning.module_state import ModuleState, State, mean_state, squared_distance
 from cga_lightning.topology import Topology
 from cga_lightning.window import ForbidCollectives, Window, raise_collective
@@ -70,7 +71,7 @@ class AgentStrategy(_Base):
         self.eval_model = eval_model
         self._communicator: Communicator | None = None
         self._consensus: State | None = None
-        self._agents_differ = False  # True from the start of fit until every agent takes over the consensus
+        self._agents_differ = False  # True from the first step of fit until every agent takes over the consensus
         self._in_cross_pass = False
         self._checked_collectives = False
 
@@ -95,8 +96,8 @@ class AgentStrategy(_Base):
         """The agents of this process; none before the first training step."""
 
     @abstractmethod
-    def _agreed_lengths(self, loader: Any) -> Callable[[], int]:
-        """How to find the number of batches per epoch that all agents agree on."""
+    def _agree_on_length(self, loader: Any) -> Any:
+        """The train loader, serving as many batches per epoch as those of all other agents."""
 
     def _mean_over_processes(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -148,12 +149,13 @@ class AgentStrategy(_Base):
         dataloader = super().process_dataloader(dataloader)
         loop = self._trainer.fit_loop
         training = self._trainer.training and (loop._combined_loader is None or loop._should_reload_train_dl)
-        return AgreedLoader(dataloader, self._agreed_lengths(dataloader)) if training else dataloader
+        return self._agree_on_length(dataloader) if training else dataloader
 
     # --- gradients at other models
 
     def _gradient(self, window: Window, parameters: Sequence[nn.Parameter], layout: FlatLayout, at: Tensor) -> Tensor:
-        check = nullcontext() if self._checked_collectives else ForbidCollectives()  # type: ignore[no-untyped-call]
+        watch = dist.is_initialized() and not self._checked_collectives
+        check = ForbidCollectives() if watch else nullcontext()  # type: ignore[no-untyped-call]
         with self._cross_pass(), check:
             gradient = window.gradient(self._module, parameters, layout, self._forward_backward, at)
         self._checked_collectives = True
@@ -231,15 +233,10 @@ class AgentStrategy(_Base):
         return self._mean_over_processes(torch.stack(squares).mean()).sqrt()
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Means over the agents of this process: of the norm of the last direction, and of the active constraints."""
-        agents = self._agents_here()
-        if not agents:
-            return {}
-        found = {"gradient_norm": torch.stack([agent.grad.norm() for agent in agents]).mean()}
-        duals = [agent.diagnostics["dual"] for agent in agents if "dual" in agent.diagnostics]
-        if duals:
-            found["conflicts"] = torch.stack([(dual > dual.min()).double().mean() for dual in duals]).mean()
-        return found
+        """What the agents of this process report about their last step, averaged, and the norm of its direction."""
+        reports = [{"gradient_norm": agent.grad.norm(), **agent.diagnostics} for agent in self._agents_here()]
+        names = reports[0] if reports else {}
+        return {name: torch.stack([report[name].double() for report in reports]).mean() for name in names}
 
     def on_validation_start(self) -> None:
         """Average the models once for all validation batches."""

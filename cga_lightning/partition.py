@@ -16,7 +16,7 @@ Indices = NDArray[np.int64]
 
 
 def by_label(labels: ArrayLike, agents: int, seed: int = 0) -> list[Indices]:
-    """Give each agent whole classes: class c goes to agent c mod N, as in the CGA paper.
+    """Give each agent whole classes: class c goes to agent c mod N (the CGA experiments).
 
     With more agents than classes, agent j holds class j mod C, and the agents of one class share its samples
     evenly (``seed`` draws who gets which).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from cga_lightning.agent_strategy import AgentStrategy, EvalModel
 from cga_lightning.algorithms import Algorithm
 from cga_lightning.communication import LocalCommunicator
 from cga_lightning.flat import FlatLayout
-from cga_lightning.loaders import Uneven, agreed_length, sized_length
+from cga_lightning.loaders import AgreedLoader, Uneven, agreed_length, sized_length
 from cga_lightning.log_mean import log_mean
 from cga_lightning.module_state import ModuleState, State
 from cga_lightning.residents import Resident, Turns
@@ -124,7 +125,6 @@ class Simulated(_Base):
         """Seed every agent; they are created at the first step, when a checkpoint has been loaded."""
         super().setup(trainer)
         if trainer.state.fn == "fit":
-            self._agents_differ = True
             self._residents = []
             self._communicator = LocalCommunicator()
             self._turns = Turns(self._module, self.optimizers[0])
@@ -150,11 +150,11 @@ class Simulated(_Base):
         transfer = super().batch_to_device
         return [transfer(part, device, dataloader_idx) for part in batch]
 
-    def _agreed_lengths(self, loader: Any) -> Callable[[], int]:
+    def _agree_on_length(self, loader: Any) -> Any:
         if self._loaders.complete:
             self._loaders = _LoaderGroup()
         self._loaders.append(loader)
-        return lambda group=self._loaders: group.agreed_length(self.uneven)  # type: ignore[misc]
+        return AgreedLoader(loader, partial(self._loaders.agreed_length, self.uneven))
 
     # --- one step
 
@@ -206,6 +206,7 @@ class Simulated(_Base):
 
     def _create_residents(self) -> None:
         self._parameters: list[torch.nn.Parameter] = []
+        self._agents_differ = True
         home = self._turns.home
         self._residents = [
             Resident([tensor.clone() for tensor in home], self.optimizers[0], random) for random in self._random
@@ -301,13 +302,13 @@ class Simulated(_Base):
     def teardown(self) -> None:
         """After an exception too."""
         self._settle()
+        vars(self._module).pop("_on_before_batch_transfer", None)
         super().teardown()
 
     def _settle(self) -> None:
         if self._agents_differ:
             self._turns.settle(self.consensus())
             self._agents_differ = False
-            object.__delattr__(self._module, "_on_before_batch_transfer")
 
 
 class _LoaderGroup:

@@ -17,7 +17,7 @@ from cga_lightning.agent_strategy import AgentStrategy, EvalModel
 from cga_lightning.algorithms import Algorithm
 from cga_lightning.communication import ProcessGroupCommunicator
 from cga_lightning.flat import FlatLayout
-from cga_lightning.loaders import Uneven, agreed_length, sized_length
+from cga_lightning.loaders import AgreedLoader, Uneven, agreed_length, sized_length
 from cga_lightning.module_state import ModuleState, State
 from cga_lightning.sandbox import seed_all
 from cga_lightning.stepping import StepOnce, same_objects, set_gradients, to_apply, trainable
@@ -90,6 +90,7 @@ class Decentralized(_Base):
             checkpoint_io=checkpoint_io,
             precision_plugin=precision_plugin,
         )
+        self.timeout = timeout
         self._agent: Agent | None = None
         self._parameters: list[torch.nn.Parameter] = []
         self._window = Window()
@@ -121,10 +122,9 @@ class Decentralized(_Base):
         for tensor in ModuleState(module).capture():
             dist.broadcast(tensor, src=0)
         if trainer.state.fn == "fit":
-            self._agents_differ = True
             seed_all(torch.initial_seed() + self.global_rank)  # else all agents draw the same shuffles and masks
             self.setup_optimizers(trainer)
-            self._communicator = ProcessGroupCommunicator(self.global_rank, self._timeout or timedelta.max)
+            self._communicator = ProcessGroupCommunicator(self.global_rank, self.timeout)
         self.setup_precision_plugin()
 
     def _check_same_model(self) -> None:
@@ -183,6 +183,7 @@ class Decentralized(_Base):
             self._layout.offsets,
         )
         self._agent.step = step
+        self._agents_differ = True
 
     def _finish_step(self) -> None:
         agent = self._agent
@@ -206,11 +207,11 @@ class Decentralized(_Base):
 
     # --- agreement with the other processes
 
-    def _agreed_lengths(self, loader: Any) -> Callable[[], int]:
+    def _agree_on_length(self, loader: Any) -> Any:
         lengths: list[int | None] = [None] * self.agents
         dist.all_gather_object(lengths, sized_length(loader))
         length = agreed_length(lengths, self.uneven)
-        return lambda: length
+        return loader if lengths[self.global_rank] == length else AgreedLoader(loader, lambda: length)
 
     def _states(self) -> list[State]:
         return [ModuleState(self._module).capture()]

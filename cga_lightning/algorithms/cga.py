@@ -77,7 +77,8 @@ class CGA(Algorithm):
             torch._foreach_mul_([agent.grad, *rows], [weights[rank] for rank in (agent.rank, *ranks)])
         offsets = agent.offsets if self.scope == "layer" else None
         projection = project_(rows, agent.grad, margin=self.margin, offsets=offsets, eps=self.eps)
-        agent.diagnostics.update(dual=projection.dual, status=projection.status)
+        agent.diagnostics["conflicts"] = (projection.dual > self.margin).double().mean()
+        agent.diagnostics["non_finite"] = (projection.status == 2).double().mean()
 
 
 _WEIGHTS = ("uniform", "mixing")

@@ -1,0 +1,47 @@
+"""Compressors: a flat vector in fewer bytes, as one message whose size both ends know beforehand.
+
+A compressor turns ``x`` ``[d]`` into a uint8 message of ``wire_size(layout)`` bytes and back. Nothing else
+travels. Compressors with ``needs_feedback`` are wrong on average; they converge only inside an
+:class:`ErrorFeedback`, which sends later what was lost.
+
+A new compressor is one subclass of :class:`Compressor` with three methods.
+"""
+
+from cga_lightning.compression.base import Compressor, Layout
+from cga_lightning.compression.feedback import ErrorFeedback
+from cga_lightning.compression.identity import Identity
+from cga_lightning.compression.qsgd import QSGD
+from cga_lightning.compression.sign import ScaledSign
+from cga_lightning.compression.sparse import RandomK, TopK
+
+__all__ = [
+    "ErrorFeedback",
+    "Compressor",
+    "Identity",
+    "Layout",
+    "QSGD",
+    "RandomK",
+    "ScaledSign",
+    "TopK",
+    "COMPRESSORS",
+    "from_name",
+]
+
+COMPRESSORS: dict[str, type[Compressor]] = {
+    "identity": Identity,
+    "scaled_sign": ScaledSign,
+    "top_k": TopK,
+    "random_k": RandomK,
+    "qsgd": QSGD,
+}
+
+
+def from_name(name: str) -> Compressor:
+    """Return the compressor of that name, with its default settings.
+
+    Raises:
+        ValueError: no compressor has that name.
+    """
+    if name not in COMPRESSORS:
+        raise ValueError(f"Unknown compressor {name!r}; known: {', '.join(COMPRESSORS)}, or pass a Compressor.")
+    return COMPRESSORS[name]()

@@ -1,0 +1,62 @@
+"""Small codes packed into bytes, and tensors joined into one message: plain, vectorised torch."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_LANES = {
+    1: torch.int64,
+    2: torch.int32,
+    4: torch.int16,
+}  # an integer as wide as the codes of one packed byte
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes that ``count`` codes of ``bits`` (1, 2, 4 or 8) take."""
+    return -(-count * bits // 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack uint8 codes ``[n]`` below ``2**bits`` into uint8 ``[packed_size(n, bits)]``, lowest bits first.
+
+    The codes of one byte are seen as one wide integer, and its halves shifted together until 8 bits are left.
+    """
+    if bits == 8:
+        return codes
+    missing = -codes.numel() % (8 // bits)
+    lanes = torch.nn.functional.pad(codes, (0, missing)) if missing else codes.clone()
+    lanes, shift = lanes.view(_LANES[bits]), 8 - bits
+    while bits < 8:
+        lanes |= lanes >> shift
+        bits, shift = 2 * bits, 2 * shift
+    return lanes.to(torch.uint8)
+
+
+def unpack(packed: Tensor, values: tuple[int, ...], count: int, dtype: torch.dtype) -> Tensor:
+    """Read the first ``count`` codes that :func:`pack` packed; code c becomes ``values[c]``, of ``dtype``.
+
+    The number of values, ``2**bits``, tells the width of a code. One row of a table is copied per byte.
+    """
+    table = _table(values, dtype, packed.device)
+    return table.index_select(0, packed.int()).view(-1)[:count]
+
+
+def join(*parts: Tensor) -> Tensor:
+    """One message: the bytes of contiguous tensors in a row, uint8."""
+    return torch.cat([part.contiguous().view(-1).view(torch.uint8) for part in parts])
+
+
+def split(message: Tensor, *fields: tuple[int, torch.dtype]) -> list[Tensor]:
+    """Take apart what :func:`join` joined, given the length and dtype of each part; the parts are copies."""
+    sizes = [count * dtype.itemsize for count, dtype in fields]
+    pieces = zip(torch.split(message, sizes), fields, strict=True)
+    return [piece.clone().view(dtype) for piece, (_, dtype) in pieces]
+
+
+@lru_cache(maxsize=32)
+def _table(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[256, codes per byte]``: the values of the codes in every byte."""
+    bits = (len(values) - 1).bit_length()
+    codes = torch.arange(256)[:, None] >> torch.arange(0, 8, bits)
+    return torch.tensor(values)[codes & (len(values) - 1)].to(device, dtype)

@@ -1,0 +1,57 @@
+"""A memory of what compression loses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from cga_lightning.compression.base import Compressor, Layout
+
+
+class ErrorFeedback(Compressor):
+    """Sends later what compression loses: ``p = x + e``, send ``C(p)``, ``e = p - C(p)`` (Karimireddy et al. 2019).
+
+    Give every directed edge its own. What is not finite is forgotten, so that one overflow does not stay in the
+    memory for ever.
+
+    Args:
+        compressor: the one to wrap.
+    """
+
+    def __init__(self, compressor: Compressor) -> None:
+        self.compressor = compressor
+        self.memory: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"ErrorFeedback({self.compressor!r})"
+
+    def fork(self, key: int) -> ErrorFeedback:
+        """Return one with an empty memory."""
+        return ErrorFeedback(self.compressor.fork(key))
+
+    def wire_size(self, layout: Layout) -> int:
+        """That of the wrapped compressor."""
+        return self.compressor.wire_size(layout)
+
+    def compress(self, x: Tensor, layout: Layout) -> Tensor:
+        """Return the message for x and the memory, and remember what it loses."""
+        self.memory = x.clone() if self.memory is None else self.memory.to(x.device).add_(x)
+        wire = self.compressor.compress(self.memory, layout)
+        self.memory.sub_(self.compressor.decompress(wire, layout)).nan_to_num_(0.0, 0.0, 0.0)
+        return wire
+
+    def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
+        """That of the wrapped compressor."""
+        return self.compressor.decompress(wire, layout)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory ``[d]`` (None before the first message; not a copy) and the wrapped compressor's state."""
+        return {"memory": self.memory, "compressor": self.compressor.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over both."""
+        memory: Tensor | None = state["memory"]
+        self.memory = None if memory is None else memory.clone()
+        self.compressor.load_state_dict(state["compressor"])

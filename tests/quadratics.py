@@ -1,0 +1,64 @@
+"""N agents with quadratic losses of a known optimum, driven without Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cga_lightning.agent import Agent
+from cga_lightning.algorithms import Algorithm
+from cga_lightning.communication import LocalCommunicator
+from cga_lightning.topology import Topology
+
+
+class Quadratics:
+    """F_j(x) = (x - c_j)' A_j (x - c_j) / 2 in float64, with eigenvalues of A_j in [0.5, 2].
+
+    Args:
+        agents: number N of agents.
+        heterogeneity: the distance scale of the optima c_j of the agents; 0: all have the same optimum.
+    """
+
+    def __init__(self, agents: int, heterogeneity: float, d: int = 8, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        draw = {"generator": generator, "dtype": torch.float64}
+        bases = torch.linalg.qr(torch.randn(agents, d, d, **draw))[0]
+        scales = 0.5 + 1.5 * torch.rand(agents, 1, d, **draw)
+        self.hessians = bases * scales @ bases.mT
+        self.centers = torch.randn(d, **draw) + heterogeneity * torch.randn(agents, d, **draw)
+        self.start = torch.randn(agents, d, **draw)
+        pull = (self.hessians @ self.centers.unsqueeze(-1)).sum(0).squeeze(-1)
+        self.optimum = torch.linalg.solve(self.hessians.sum(0), pull)
+
+    def gradient(self, agent: int, x: Tensor) -> Tensor:
+        return self.hessians[agent] @ (x - self.centers[agent])
+
+    def agents(self, topology: Topology) -> list[Agent]:
+        return [
+            Agent(rank, topology, x.clone(), lambda at, rank=rank: self.gradient(rank, at))
+            for rank, x in enumerate(self.start)
+        ]
+
+
+def train(
+    problem: Quadratics, algorithm: Algorithm, topology: Topology, lr: Callable[[int], float], steps: int
+) -> Tensor:
+    """Plain gradient descent with the algorithm's directions; returns the agents' parameters `[N, d]`."""
+    agents, communicator = problem.agents(topology), LocalCommunicator()
+    for step in range(steps):
+        for agent in agents:
+            agent.grad = agent.gradient(at=agent.params)
+        communicator.open_step(step, algorithm.exchanges)
+        communicator.run([algorithm.step(agent) for agent in agents])
+        for agent in agents:
+            agent.params -= lr(step) * agent.grad
+        communicator.run([algorithm.after_step(agent) for agent in agents])
+        for agent in agents:
+            agent.step += 1
+    return torch.stack([agent.params for agent in agents])
+
+
+def consensus_distance(x: Tensor) -> float:
+    return float((x - x.mean(0)).norm(dim=1).square().mean().sqrt())
