@@ -36,7 +36,8 @@ class FlatLayout:
             end += -(-p.numel() // step) * step
             ends.append(end)
         self.offsets = torch.tensor(ends, dtype=torch.int64)
-        self._starts = ends[:-1]
+        strides = [torch.empty(shape, device="meta").stride() for shape in self.shapes]
+        self._places = list(zip(self.shapes, strides, ends[:-1], strict=True))
         self.numel: int = end
 
     def zeros(self) -> Tensor:
@@ -45,10 +46,8 @@ class FlatLayout:
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Views into `flat` `[d]`, one per parameter and in its shape."""
-        return [
-            flat[start : start + shape.numel()].view(shape)
-            for start, shape in zip(self._starts, self.shapes, strict=True)
-        ]
+        first = flat.storage_offset()
+        return [flat.as_strided(shape, strides, first + start) for shape, strides, start in self._places]
 
     def write(self, tensors: Sequence[Tensor | None], out: Tensor) -> Tensor:
         """Copy one tensor per parameter into `out` `[d]`; None counts as zeros. The padding is not touched."""

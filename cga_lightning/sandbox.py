@@ -18,9 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Kept as they are: parameters and submodules keep their identity, hooks are code.
-_SHARED = ("_parameters", "_modules")
+# What every module has: parameters, submodules and hooks stay the same objects, in copied dictionaries.
+_REGISTRIES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set)) - {
+    "_buffers"
+}
 _SILENT = ("log", "log_dict", "print")
+
+_KEPT = (bool, nn.Parameter)
+_COPIED = (Tensor, np.ndarray, list, tuple, set, frozenset, deque, dict)
 
 
 class RandomState(NamedTuple):
@@ -73,7 +78,7 @@ def sandbox(module: nn.Module) -> Iterator[None]:
 
 
 def _copy_attributes(module: nn.Module, attributes: dict[str, Any], copies: dict[int, Any]) -> dict[str, Any]:
-    copied = {name: dict(value) if name in _SHARED else _copy(value, copies) for name, value in attributes.items()}
+    copied = {name: value.copy() if name in _REGISTRIES else _copy(value, copies) for name, value in attributes.items()}
     if hasattr(type(module), "training_step"):  # a LightningModule
         copied.update(dict.fromkeys(_SILENT, _do_nothing))
     if "dist_sync_on_step" in copied:  # a torchmetrics metric
@@ -82,9 +87,7 @@ def _copy_attributes(module: nn.Module, attributes: dict[str, Any], copies: dict
 
 
 def _copy(value: Any, copies: dict[int, Any]) -> Any:
-    if not isinstance(value, Tensor | np.ndarray | list | tuple | set | frozenset | deque | dict):
-        return value
-    if isinstance(value, nn.Parameter):
+    if value is None or isinstance(value, _KEPT) or not isinstance(value, _COPIED):
         return value
     if id(value) not in copies:
         copies[id(value)] = _copy_new(value, copies)

@@ -22,7 +22,6 @@ from cga_lightning.residents import Resident, Turns
 from cga_lightning.sandbox import RandomState, seed_all
 from cga_lightning.stepping import StepOnce, same_objects, set_gradients, to_apply, trainable
 from cga_lightning.topology import Topology
-from cga_lightning.window import Window
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -200,7 +199,7 @@ class Simulated(_Base):
             self._run([self.algorithm.after_step(resident.agent) for resident in self._residents])
         for resident in self._residents:
             resident.agent.step += 1
-            resident.window = Window()
+            resident.window.clear()
         self._turns.give(self._residents[0])
         return result
 

@@ -156,7 +156,7 @@ class Decentralized(_Base):
         output = super().optimizer_step(optimizer, completed, model, **kwargs)
         completed.check()
         self._after_step()
-        self._window = Window()
+        self._window.clear()
         return output
 
     def _begin_step(self) -> None:

@@ -22,9 +22,16 @@ class Window:
 
     def __init__(self) -> None:
         self._micro_batches: list[tuple[tuple[Any, ...], RandomState]] = []
+        self._buffers: list[Tensor] = []
+        self._used = 0
 
     def __len__(self) -> int:
         return len(self._micro_batches)
+
+    def clear(self) -> None:
+        """Forget the micro-batches: a new step begins, and the gradients handed out may be overwritten."""
+        self._micro_batches.clear()
+        self._used = 0
 
     def append(self, *arguments: Any) -> None:
         """Remember the arguments of a training step that is about to run, and the random state now."""
@@ -38,23 +45,29 @@ class Window:
         backward: Backward,
         at: Tensor,
     ) -> Tensor:
-        """The gradient `[d]` of the window's loss at the parameters `at` `[d]`, leaving no trace in `module`."""
-        gradient = layout.zeros()
-        elsewhere = swapped(parameters, layout.views(at), layout.views(gradient))
-        with elsewhere, sandbox(module), torch.enable_grad():
+        """The gradient `[d]` of the window's loss at the parameters `at` `[d]`, leaving no trace in `module`.
+
+        The tensor is the caller's until `clear`.
+        """
+        with moved(parameters, layout.views(at)), sandbox(module), torch.enable_grad():
             for arguments, state in self._micro_batches:
                 state.restore()
                 backward(*arguments)
-        return gradient
+            return layout.write([parameter.grad for parameter in parameters], out=self._buffer(layout))
+
+    def _buffer(self, layout: FlatLayout) -> Tensor:
+        """The next buffer of this step; allocated once, since fresh memory costs more than the copy into it."""
+        if self._used == len(self._buffers) or self._buffers[self._used].numel() != layout.numel:
+            self._buffers[self._used :] = [layout.zeros()]
+        self._used += 1
+        return self._buffers[self._used - 1]
 
 
 @contextmanager
-def swapped(
-    parameters: Sequence[nn.Parameter], data: Sequence[Tensor], grads: Sequence[Tensor | None]
-) -> Iterator[None]:
-    """Inside, the parameters point at `data` and their gradients at `grads`; not while a graph of theirs is alive."""
+def moved(parameters: Sequence[nn.Parameter], data: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, the parameters point at `data` and have no gradient yet; not while a graph of theirs is alive."""
     originals = [(p.data, p.grad) for p in parameters]
-    _point(parameters, data, grads)
+    _point(parameters, data, [None] * len(originals))
     try:
         yield
     finally:

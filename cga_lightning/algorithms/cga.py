@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
+from torch import Tensor
 
 from cga_lightning.agent import Agent
 from cga_lightning.algorithms.base import Algorithm, Messages, Step
@@ -72,13 +72,20 @@ class CGA(Algorithm):
     def _project(self, agent: Agent, cross_gradients: Messages) -> None:
         ranks = sorted(cross_gradients)
         rows = [cross_gradients[rank] for rank in ranks]
-        if self.weights == "mixing":
-            weights = agent.weights
-            torch._foreach_mul_([agent.grad, *rows], [weights[rank] for rank in (agent.rank, *ranks)])
+        weights = agent.weights if self.weights == "mixing" else dict.fromkeys((agent.rank, *ranks), 1.0)
+        own_weight = weights[agent.rank]
+        for rank, row in zip(ranks, rows, strict=True):
+            _scale(row, weights[rank] / own_weight)  # nothing to do on regular graphs
         offsets = agent.offsets if self.scope == "layer" else None
         projection = project_(rows, agent.grad, margin=self.margin, offsets=offsets, eps=self.eps)
+        _scale(agent.grad, own_weight)
         agent.diagnostics["conflicts"] = (projection.dual > self.margin).double().mean()
         agent.diagnostics["non_finite"] = (projection.status == 2).double().mean()
+
+
+def _scale(tensor: Tensor, factor: float) -> None:
+    if factor != 1.0:
+        tensor.mul_(factor)
 
 
 _WEIGHTS = ("uniform", "mixing")
