@@ -1,7 +1,7 @@
 """What a projection launches on a CUDA device: kernels, grids, shared memory, arguments and workspace.
 
-Pure arithmetic on numbers and addresses, without torch, CuPy or a device: the CuPy path launches it, the tests run it
-on the CPU, and ``csrc/cuda/plan.h`` is its twin for the extension (a test holds the two together).
+Arithmetic on numbers and addresses, without torch, CuPy or a device: the CuPy path launches it, the tests
+run it on the CPU, and ``csrc/cuda/plan.h`` is its twin for the extension (a test holds the two together).
 """
 
 import ctypes

@@ -59,7 +59,7 @@ class Case:
 
 
 def random_case(cross: int, length: int, seed: int = 0, *, conflict: float = 0.3, **options: object) -> Case:
-    """Gaussian rows that share a direction, which the own gradient opposes: about half of them become active."""
+    """Gaussian rows that share a direction, which the own gradient opposes: most of them become active."""
     random = np.random.default_rng(seed)
     shared = random.standard_normal(length)
     rows = random.standard_normal((cross + 1, length)) + conflict * shared

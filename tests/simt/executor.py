@@ -1,4 +1,4 @@
-"""Builds the executor with g++ and runs launch plans on it: the device code of ``csrc/kernels`` on the CPU."""
+"""Builds the executor with g++ and runs launch plans on it: device code of ``csrc/kernels`` on the CPU."""
 
 import ctypes
 import hashlib
@@ -17,7 +17,7 @@ from cga_lightning.ops import _plan
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "csrc" / "kernels"
 BUILD = HERE.parents[1] / "build" / "simt"
-FLAGS = ("-std=c++17", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing")
+FLAGS = ("-std=c++17", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", "-fno-gnu-unique")
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
 DEVICE = _plan.Device(capability=(9, 0), processors=4)
 
@@ -45,10 +45,10 @@ class _LaunchShape(ctypes.Structure):
     ]
 
 
-def build(flags: Sequence[str] = ("-O2",), *, kernels: Path = KERNELS, define: Sequence[str] = ()) -> Path:
+def build(flags: Sequence[str] = ("-O2",), *, kernels: Path = KERNELS, source: str = "driver.cpp") -> Path:
     """Compile the executor; the result is kept by the hash of its sources and flags."""
-    sources = [*sorted(kernels.glob("*.cuh")), *sorted(HERE.glob("*.h")), HERE / "driver.cpp"]
-    digest = hashlib.sha256("\0".join([*flags, *define, *(path.read_text() for path in sources)]).encode())
+    sources = [*sorted(kernels.glob("*.cuh")), *sorted(HERE.glob("*.h")), HERE / source]
+    digest = hashlib.sha256("\0".join([*flags, *(path.read_text() for path in sources)]).encode())
     target = BUILD / digest.hexdigest()[:16] / "simt.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,16 +57,13 @@ def build(flags: Sequence[str] = ("-O2",), *, kernels: Path = KERNELS, define: S
             "g++",
             *FLAGS,
             *flags,
-            *define,
             "-DCGA_SIMT",
             "-fPIC",
             "-shared",
             f"-I{kernels}",
             f"-I{HERE}",
         ]
-        subprocess.run(
-            [*command, str(HERE / "driver.cpp"), "-o", str(partial)], check=True, cwd=target.parent
-        )
+        subprocess.run([*command, str(HERE / source), "-o", str(partial)], check=True, cwd=target.parent)
         partial.rename(target)
     return target
 

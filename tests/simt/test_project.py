@@ -9,7 +9,7 @@ from executor import DEVICE, Executor
 from cga_lightning.ops import _plan
 
 ROWS = (1, 2, 3, 7, 8, 9, 16, 31, 32, 33, 64)
-# Ragged ends, an empty segment, one shorter than a vector step, more slots than blocks, more than a group of slots.
+# Ragged ends, an empty segment, one shorter than a vector step, more slots than resident blocks.
 SEGMENTS = (0, 1024, 1024, 1040, 4109)
 SHORT = (0, 512, 512, 520, 1301)  # for kernels that are slow on the CPU
 TURING = _plan.Device(capability=(7, 5), processors=4)
