@@ -277,4 +277,4 @@ class Plan:
 
     @property
     def _combine_bytes(self) -> int:
-        return 12 * self.cross + 8
+        return 16 * self.cross + 8

@@ -10,13 +10,15 @@ constexpr int kCombineThreads = 256;
 // The rows with a weight, in shared memory behind the 16 bytes of the arrival flag.
 struct ActiveRows {
   double* weight;  // [K]
+  float* narrow;   // [K] the same in float32
   int* row;        // [K]
   int* count;      // [1]
   int* wide;       // [1] a weight is outside the range in which its product with a float32 can be formed in float32
 
   __device__ __forceinline__ explicit ActiveRows(int rows) {
     weight = reinterpret_cast<double*>(shared_memory() + 16);
-    row = reinterpret_cast<int*>(weight + rows);
+    narrow = reinterpret_cast<float*>(weight + rows);
+    row = reinterpret_cast<int*>(narrow + rows);
     count = row + rows;
     wide = count + 1;
   }
@@ -33,6 +35,7 @@ struct ActiveRows {
       if (value != 0) {
         const int place = found + __popc(active & ((1u << threadIdx.x) - 1));
         weight[place] = value;
+        narrow[place] = static_cast<float>(value);
         row[place] = k;
         outside |= !(value > 0x1p-96 && value < 0x1p96);
       }
@@ -62,7 +65,7 @@ __device__ __forceinline__ void combine_vectors(const Problem& problem, const Ac
     for (int a = 0; a < count; ++a) {
       const T* row = static_cast<const T*>(problem.rows[active.row[a]]);
       const uint4 other = __ldcs(reinterpret_cast<const uint4*>(row + column));
-      const float weight = static_cast<float>(active.weight[a]);
+      const float weight = active.narrow[a];
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
         float value[kPerWord];

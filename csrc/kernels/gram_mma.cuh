@@ -192,22 +192,24 @@ __device__ __forceinline__ void multiply_blocks(const Problem& problem, const Sl
 #pragma unroll
   for (int b = 0; b < B; ++b) rows[b] = static_cast<const T*>(problem.rows[8 * b + lane / 4]);
   const int shift = lane % 4 * Element<T>::kPerVector;
-  Run run = {slot.begin + warp * kStep, slot.end, kMmaWarps * kStep, kStep, 0};
+  constexpr long long kStride = kMmaWarps * kStep;
+  long long begin = slot.begin + warp * kStep;
+  int steps = 0;
   uint4 now[B], next[B];
-  if (run.begin < slot.end) load_blocks(now, rows, run.begin + shift, slot.end, run.begin + kStep <= slot.end);
-  for (long long base = run.begin; base < slot.end; base += run.stride) {
-    const long long following = base + run.stride;
+  if (begin < slot.end) load_blocks(now, rows, begin + shift, slot.end, begin + kStep <= slot.end);
+  for (long long base = begin; base < slot.end; base += kStride) {
+    const long long following = base + kStride;
     if (following < slot.end) load_blocks(next, rows, following + shift, slot.end, following + kStep <= slot.end);
     products.add(now);
-    if (++run.steps == Fragments<T>::kRun) {
-      products.close(problem, run);
-      run.begin = following;
-      run.steps = 0;
+    if (++steps == Fragments<T>::kRun) {
+      products.close(problem, {begin, slot.end, kStride, kStep, steps});
+      begin = following;
+      steps = 0;
     }
 #pragma unroll
     for (int b = 0; b < B; ++b) now[b] = next[b];
   }
-  if (run.steps != 0) products.close(problem, run);
+  if (steps != 0) products.close(problem, {begin, slot.end, kStride, kStep, steps});
 }
 
 // Adds the totals of the warps in their order.

@@ -97,18 +97,20 @@ __device__ __forceinline__ RowProducts<T, M> multiply_rows(const Problem& proble
   constexpr int kStep = 32 * Element<T>::kPerVector;
   RowProducts<T, M> products;
   const int warp = warp_index(), lane = lane_index();
-  Run run = {slot.begin + warp * kStep, slot.end, kRowsThreads / 32 * kStep, kStep, 0};
-  for (long long base = run.begin; base < slot.end; base += run.stride) {
+  constexpr long long kStride = kRowsThreads / 32 * kStep;
+  long long begin = slot.begin + warp * kStep;
+  int steps = 0;
+  for (long long base = begin; base < slot.end; base += kStride) {
     uint4 raw[M];
     load_rows<T>(raw, problem, base + lane * Element<T>::kPerVector, slot.end, base + kStep <= slot.end);
     products.add(raw);
-    if (++run.steps == kRowsRun) {
-      products.close(problem, run);
-      run.begin = base + run.stride;
-      run.steps = 0;
+    if (++steps == kRowsRun) {
+      products.close(problem, {begin, slot.end, kStride, kStep, steps});
+      begin = base + kStride;
+      steps = 0;
     }
   }
-  if (run.steps != 0) products.close(problem, run);
+  if (steps != 0) products.close(problem, {begin, slot.end, kStride, kStep, steps});
   return products;
 }
 

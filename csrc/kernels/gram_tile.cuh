@@ -79,8 +79,9 @@ __device__ __forceinline__ TileProducts<T, Sum> multiply_tile(const void* const*
                                                               const Slot& slot) {
   TileProducts<T, Sum> products;
   const int warp = warp_index(), lane = lane_index();
-  Run run = {slot.begin + warp * 32, slot.end, kTileThreads, 32, 0};
-  for (long long base = run.begin; base < slot.end; base += run.stride) {
+  long long begin = slot.begin + warp * 32;
+  int steps = 0;
+  for (long long base = begin; base < slot.end; base += kTileThreads) {
     const long long column = base + lane;
     Sum x[kTile], y[kTile];
 #pragma unroll
@@ -90,13 +91,13 @@ __device__ __forceinline__ TileProducts<T, Sum> multiply_tile(const void* const*
       y[i] = inside ? static_cast<Sum>(Element<T>::widen(static_cast<const T*>(right[i])[column])) : 0;
     }
     products.add(x, y);
-    if (++run.steps == kTileRun) {
-      products.close(left, right, run);
-      run.begin = base + run.stride;
-      run.steps = 0;
+    if (++steps == kTileRun) {
+      products.close(left, right, {begin, slot.end, kTileThreads, 32, steps});
+      begin = base + kTileThreads;
+      steps = 0;
     }
   }
-  if (run.steps != 0) products.close(left, right, run);
+  if (steps != 0) products.close(left, right, {begin, slot.end, kTileThreads, 32, steps});
   return products;
 }
 

@@ -28,6 +28,7 @@ __device__ __forceinline__ V warp_sum(V value) {
 
 // A sum of squares in this range has lost nothing that shows: so have, by Cauchy-Schwarz, the products between rows.
 __device__ __forceinline__ bool is_safe(double squares) { return squares >= 1e-27 && squares <= 1e37; }
+__device__ __forceinline__ bool is_safe(float squares) { return squares >= 1e-27f && squares <= 1e37f; }
 
 template <typename T>
 __device__ __noinline__ double wide_product(const T* a, const T* b, const Run& run) {

@@ -1,5 +1,7 @@
 // The executor as a library: launches a kernel of csrc/kernels by its name, as a GPU driver would.
-#include "scheduler.h"
+#include <iterator>
+
+#include "simt.h"
 
 #define __noinline__ __attribute__((noinline))
 #include "kernels.cuh"

@@ -17,7 +17,11 @@ from cga_lightning.ops import _plan
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "csrc" / "kernels"
 BUILD = HERE.parents[1] / "build" / "simt"
-FLAGS = ("-std=c++17", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", "-fno-gnu-unique")
+FLAGS = (
+    *("-std=c++17", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing"),
+    "-Wno-maybe-uninitialized",  # the next step's registers, which the last step does not load
+    "-fno-gnu-unique",  # several executors in one process keep apart
+)
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
 DEVICE = _plan.Device(capability=(9, 0), processors=4)
 
@@ -45,27 +49,37 @@ class _LaunchShape(ctypes.Structure):
     ]
 
 
-def build(flags: Sequence[str] = ("-O2",), *, kernels: Path = KERNELS, source: str = "driver.cpp") -> Path:
+def build(
+    flags: Sequence[str] = ("-O2",),
+    *,
+    kernels: Path = KERNELS,
+    source: str = "driver.cpp",
+    root: Path = BUILD,
+) -> Path:
     """Compile the executor; the result is kept by the hash of its sources and flags."""
-    sources = [*sorted(kernels.glob("*.cuh")), *sorted(HERE.glob("*.h")), HERE / source]
+    sources = [*sorted(kernels.glob("*.cuh")), *sorted(HERE.glob("*.h")), HERE / "simt.cpp", HERE / source]
     digest = hashlib.sha256("\0".join([*flags, *(path.read_text() for path in sources)]).encode())
-    target = BUILD / digest.hexdigest()[:16] / "simt.so"
+    target = root / digest.hexdigest()[:16] / "simt.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
+        # The executor itself is not instrumented: what it does between two threads is no access of theirs.
+        sanitizers = {"address": "-DSIMT_ADDRESS", "thread": "-DSIMT_THREAD"}
+        watched = [define for name, define in sanitizers.items() if f"sanitize={name}" in " ".join(flags)]
+        _compile(["-O2", *watched, "-c", str(HERE / "simt.cpp"), "-o", "simt.o"], target.parent)
+        _compile([*flags, f"-I{kernels}", "-c", str(HERE / source), "-o", "kernels.o"], target.parent)
         partial = target.with_name(f"{os.getpid()}.so")
-        command = [
-            "g++",
-            *FLAGS,
-            *flags,
-            "-DCGA_SIMT",
-            "-fPIC",
-            "-shared",
-            f"-I{kernels}",
-            f"-I{HERE}",
-        ]
-        subprocess.run([*command, str(HERE / source), "-o", str(partial)], check=True, cwd=target.parent)
+        _compile([*flags, "-shared", "kernels.o", "simt.o", "-o", str(partial)], target.parent)
         partial.rename(target)
     return target
+
+
+def _compile(arguments: Sequence[str], folder: Path) -> None:
+    subprocess.run(["g++", *FLAGS, "-DCGA_SIMT", "-fPIC", f"-I{HERE}", *arguments], check=True, cwd=folder)
+
+
+def requested_flags() -> list[str]:
+    """Return compiler flags from the environment: ``sanitize.py`` asks for instrumented builds."""
+    return os.environ.get("CGA_SIMT_FLAGS", "-O2").split()
 
 
 def has_compiler() -> bool:

@@ -1,9 +1,11 @@
 // Kernels that break a rule of CUDA each: the executor must notice.
-#include "scheduler.h"
+#include <iterator>
+
+#include "simt.h"
 
 namespace {
 
-int* numbers() { return reinterpret_cast<int*>(simt::current->block->shared.get()); }
+int* numbers() { return reinterpret_cast<int*>(simt::shared_memory()); }
 
 void divergent_barrier(const void* const*) {
   if (threadIdx.x < 32) __syncthreads();
@@ -38,7 +40,7 @@ void shuffle_from_outside(const void* const*) {
 }
 
 void waits_for_ever(const void* const*) {
-  while (numbers()[0] != 1) simt::yield(simt::State::kPaused);
+  while (numbers()[0] != 1) simt::pause();
 }
 
 void half_a_warp_waits(const void* const*) {

@@ -9,14 +9,11 @@
 #include <ucontext.h>
 #endif
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SIMT_ADDRESS)
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD)
 #include <sanitizer/tsan_interface.h>
-#define SIMT_UNWATCHED __attribute__((no_sanitize("thread")))
-#else
-#define SIMT_UNWATCHED
 #endif
 
 namespace simt {
@@ -30,7 +27,7 @@ struct Fiber {
 #if !defined(__x86_64__)
   ucontext_t context;
 #endif
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SIMT_ADDRESS)
   void* fake = nullptr;
   const void* bottom = nullptr;
   size_t size = 0;
@@ -39,7 +36,7 @@ struct Fiber {
 };
 
 inline void order_release(const void* address) {
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD)
   __tsan_release(const_cast<void*>(address));
 #else
   (void)address;
@@ -47,7 +44,7 @@ inline void order_release(const void* address) {
 }
 
 inline void order_acquire(const void* address) {
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD)
   __tsan_acquire(const_cast<void*>(address));
 #else
   (void)address;
@@ -83,8 +80,8 @@ simt_switch:
 inline Fiber* arriving_from;
 
 // First thing after a switch, on the stack that was switched to.
-SIMT_UNWATCHED inline void arrive(Fiber& here) {
-#if defined(__SANITIZE_ADDRESS__)
+inline void arrive(Fiber& here) {
+#if defined(SIMT_ADDRESS)
   const void* bottom;
   size_t size;
   __sanitizer_finish_switch_fiber(here.fake, &bottom, &size);
@@ -93,12 +90,12 @@ SIMT_UNWATCHED inline void arrive(Fiber& here) {
   (void)here;
 }
 
-__attribute__((noinline)) SIMT_UNWATCHED inline void switch_fiber(Fiber& from, Fiber& to) {
+__attribute__((noinline)) inline void switch_fiber(Fiber& from, Fiber& to) {
   arriving_from = &from;
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SIMT_ADDRESS)
   __sanitizer_start_switch_fiber(&from.fake, to.bottom, to.size);
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD)
   __tsan_switch_to_fiber(to.thread, 1);  // 1: the switch itself orders nothing
 #endif
 #if defined(__x86_64__)
@@ -111,7 +108,7 @@ __attribute__((noinline)) SIMT_UNWATCHED inline void switch_fiber(Fiber& from, F
 
 inline std::vector<char*> spare_stacks;
 
-SIMT_UNWATCHED inline char* take_stack() {
+inline char* take_stack() {
   if (!spare_stacks.empty()) {
     char* stack = spare_stacks.back();
     spare_stacks.pop_back();
@@ -122,7 +119,7 @@ SIMT_UNWATCHED inline char* take_stack() {
   return static_cast<char*>(stack);
 }
 
-SIMT_UNWATCHED inline void create_fiber(Fiber& fiber, void (*entry)()) {
+inline void create_fiber(Fiber& fiber, void (*entry)()) {
   fiber.stack = take_stack();
 #if defined(__x86_64__)
   void** top = reinterpret_cast<void**>(fiber.stack + kStack) - 2;
@@ -135,20 +132,32 @@ SIMT_UNWATCHED inline void create_fiber(Fiber& fiber, void (*entry)()) {
   fiber.context.uc_stack.ss_size = kStack;
   makecontext(&fiber.context, entry, 0);
 #endif
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SIMT_ADDRESS)
   fiber.bottom = fiber.stack;
   fiber.size = kStack;
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD)
   fiber.thread = __tsan_create_fiber(0);
 #endif
 }
 
-SIMT_UNWATCHED inline void destroy_fiber(Fiber& fiber) {
-#if defined(__SANITIZE_THREAD__)
+inline void destroy_fiber(Fiber& fiber) {
+#if defined(SIMT_THREAD)
   __tsan_destroy_fiber(fiber.thread);
 #endif
+#if defined(SIMT_THREAD)
+  munmap(fiber.stack, kStack);  // a stack used again would look shared
+#else
   spare_stacks.push_back(fiber.stack);
+#endif
+}
+
+inline void enter_scheduler(Fiber& fiber) {
+#if defined(SIMT_THREAD)
+  fiber.thread = __tsan_get_current_fiber();
+#else
+  (void)fiber;
+#endif
 }
 
 }  // namespace simt

@@ -5,7 +5,7 @@
 
 namespace cga {
 
-inline unsigned char* shared_memory() { return simt::current->block->shared.get(); }
+inline unsigned char* shared_memory() { return simt::shared_memory(); }
 
 inline float half_to_float(unsigned short bits) {
   _Float16 value;
@@ -23,17 +23,9 @@ unsigned short to_half(V value) {
 inline unsigned short float_to_half(float value) { return to_half(value); }
 inline unsigned short double_to_half(double value) { return to_half(value); }
 
-SIMT_OPAQUE inline unsigned load_acquire(const unsigned* address) {
-  simt::order_acquire(address);
-  return *address;
-}
-
-SIMT_OPAQUE inline void store_release(unsigned* address, unsigned value) {
-  simt::order_release(address);
-  *address = value;
-}
-
-inline void pause() { simt::yield(simt::State::kPaused); }
+using simt::load_acquire;
+using simt::pause;
+using simt::store_release;
 
 inline unsigned round_to_tf32(float value) {
   unsigned bits = __float_as_uint(value);
@@ -58,15 +50,16 @@ struct Tf32Decode {
 // 1/3, column g of B in words 0 and 1, and entries (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1) of D.
 template <typename Decode>
 struct Mma {
-  SIMT_OPAQUE static void run(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    const uint64_t mine[3] = {a[0] | uint64_t(a[1]) << 32, a[2] | uint64_t(a[3]) << 32, b[0] | uint64_t(b[1]) << 32};
-    auto* lanes = simt::meet(0xffffffffu, mine, "mma", false);
+  static void run(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    const simt::Values mine = {
+        {a[0] | uint64_t(a[1]) << 32, a[2] | uint64_t(a[3]) << 32, b[0] | uint64_t(b[1]) << 32}};
+    const simt::Values* lanes = simt::meet(0xffffffffu, mine, "mma", false);
     const unsigned g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     for (int r = 0; r < 4; ++r) {
       double sum = d[r];
       for (unsigned quarter = 0; quarter < 4; ++quarter) {
-        const uint64_t* left = lanes[4 * g + quarter];
-        const uint64_t* right = lanes[4 * (2 * t + r % 2) + quarter];
+        const uint64_t* left = lanes[4 * g + quarter].word;
+        const uint64_t* right = lanes[4 * (2 * t + r % 2) + quarter].word;
         for (int depth = 0; depth < 2; ++depth) {
           const unsigned x = static_cast<unsigned>(left[depth] >> (r / 2 * 32));
           const unsigned y = static_cast<unsigned>(right[2] >> (depth * 32));
