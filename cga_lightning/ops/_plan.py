@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-MAX_ROWS = 72  # room for row addresses in Problem
+ROW_ADDRESSES = 72  # room for row addresses in Problem
 SLOTS_PER_GROUP = 32
 TABLE_VALUES = 384
 ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "f64": 8}
@@ -31,7 +31,7 @@ class Problem(ctypes.Structure):
     """The argument of every kernel; ``csrc/kernels/problem.cuh`` declares the same bytes."""
 
     _fields_ = [
-        ("rows", ctypes.c_uint64 * MAX_ROWS),
+        ("rows", ctypes.c_uint64 * ROW_ADDRESSES),
         *((name, ctypes.c_uint64) for name in ("own", "offsets", "first_slot", "slot_arrivals")),
         *(
             (name, ctypes.c_uint64)
@@ -209,9 +209,9 @@ class Plan:
     def problem(self, phases: int) -> Problem:
         """Return the argument of the kernels."""
         base = self.addresses.workspace
-        rows = [*self.addresses.rows, *[self.addresses.own] * (MAX_ROWS - self.cross)]
+        rows = [*self.addresses.rows, *[self.addresses.own] * (ROW_ADDRESSES - self.cross)]
         problem = Problem(
-            rows=(ctypes.c_uint64 * MAX_ROWS)(*rows),
+            rows=(ctypes.c_uint64 * ROW_ADDRESSES)(*rows),
             first_slot=base + 8 * (self.segments + 1),
             **{name: base + start for name, (start, _) in self._layout.items()},
         )

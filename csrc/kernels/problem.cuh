@@ -8,7 +8,7 @@
 
 namespace cga {
 
-constexpr int kMaxRows = 72;         // 64 cross-gradients and the own, rounded up to blocks of 8
+constexpr int kRowAddresses = 72;         // 64 cross-gradients and the own, rounded up to blocks of 8
 constexpr int kSlotsPerGroup = 32;   // partial sums of so many slots are added by one block
 constexpr int kTableValues = 384;    // segment table entries that travel in one launch
 
@@ -16,7 +16,7 @@ enum Phases { kSolve = 1, kCombine = 2 };  // what a Gram kernel goes on to do
 
 // Passed by value: nothing to upload, nothing to keep alive during graph capture. The launch plan fills the same bytes.
 struct Problem {
-  const void* rows[kMaxRows];  // K cross-gradients, the own gradient, and the own again in all that follow
+  const void* rows[kRowAddresses];  // K cross-gradients, the own gradient, and the own again in all that follow
   void* own;                   // overwritten by the combination
   long long* offsets;          // [segments + 1] bounds of the segments
   long long* first_slot;       // [segments + 1] index of their first slot

@@ -15,7 +15,8 @@ import numpy as np
 from cga_lightning.ops import _plan
 
 HERE = Path(__file__).parent
-KERNELS = HERE.parents[1] / "csrc" / "kernels"
+CSRC = HERE.parents[1] / "csrc"
+KERNELS = CSRC / "kernels"
 BUILD = HERE.parents[1] / "build" / "simt"
 FLAGS = (
     *("-std=c++17", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing"),
@@ -57,7 +58,8 @@ def build(
     root: Path = BUILD,
 ) -> Path:
     """Compile the executor; the result is kept by the hash of its sources and flags."""
-    sources = [*sorted(kernels.glob("*.cuh")), *sorted(HERE.glob("*.h")), HERE / "simt.cpp", HERE / source]
+    headers = [*sorted(kernels.glob("*.cuh")), *sorted(HERE.glob("*.h")), CSRC / "cuda" / "plan.h"]
+    sources = [*headers, HERE / "simt.cpp", HERE / source]
     digest = hashlib.sha256("\0".join([*flags, *(path.read_text() for path in sources)]).encode())
     target = root / digest.hexdigest()[:16] / "simt.so"
     if not target.exists():

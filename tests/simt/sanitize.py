@@ -1,8 +1,8 @@
-"""Runs the executor's tests with an instrumented build: ``python tests/simt/sanitize.py address|thread|coverage``.
+"""Runs the executor's tests with an instrumented build: ``sanitize.py address|thread|coverage``.
 
-address: memory and undefined behaviour; every array and the shared memory have their exact size. thread: every CUDA
-thread is a thread to the sanitizer, so that a missing barrier or fence is a data race. coverage: lines of the kernels
-that the tests reach.
+address: memory and undefined behaviour; every array and the shared memory have their exact size.
+thread: every CUDA thread is a thread to the sanitizer, so that a missing barrier or fence is a data race.
+coverage: lines of the kernels that the tests reach.
 """
 
 import os
