@@ -30,7 +30,7 @@ struct MmaTotal<9> { using Type = float; };
 template <typename T>
 struct Fragments {
   using Mma = Bfloat16Mma;
-  static constexpr int kRun = 64;
+  static constexpr int kRun = 64;  // steps before the sums are widened
 };
 template <>
 struct Fragments<float16> {
@@ -123,47 +123,27 @@ struct MmaProducts {
     }
   }
 
-  // A lane that holds squares, sum of row with itself, checks their range.
-  __device__ __forceinline__ bool has_unsafe_square() const {
-    const int row = lane_index() / 4, column = lane_index() % 4 * 2;
-    bool unsafe = false;
-    int tile = 0;
+  __device__ __forceinline__ void close() {
 #pragma unroll
-    for (int a = 0; a < B; a += 2) {
+    for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
-      for (int half = 0; half < 2 && a + half < B; ++half) {
-        if (row == column) unsafe |= !is_safe(sum[tile + half][2 * half]);
-        if (row == column + 1) unsafe |= !is_safe(sum[tile + half][2 * half + 1]);
-      }
-      tile += B - a;
+      for (int r = 0; r < 4; ++r) totals[(t * 4 + r) * 32 + lane_index()] += sum[t][r];
     }
-    return unsafe;
-  }
-
-  __device__ __forceinline__ void close(const Problem& problem, const Run& run) {
-    bool delicate = false;
-    if (Element<T>::kDelicate && __ballot_sync(kWarp, has_unsafe_square()) != 0) {
-      delicate = is_delicate<T>(problem.rows, problem.cross + 1, run);
-    }
-    if (delicate) {
-      add_wide(problem, run);
-    } else {
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-        for (int r = 0; r < 4; ++r) totals[(t * 4 + r) * 32 + lane_index()] += sum[t][r];
-      }
-    }
-    __syncwarp(kWarp);  // the two branches write from different lanes
     clear();
   }
 
-  __device__ __forceinline__ void add_wide(const Problem& problem, const Run& run) {
+  // All columns are in: what float32 could not hold is done again.
+  __device__ __forceinline__ void check(const Problem& problem, const Run& run) {
+    __syncwarp(kWarp);  // lanes read each other's totals from here on
+    bool unsafe = false;
+    for (int i = lane_index(); i <= problem.cross; i += 32) unsafe |= !is_safe(totals[fragment_index<B>(i, i)]);
+    __syncwarp(kWarp);  // before lane 0 overwrites them
+    if (__ballot_sync(kWarp, unsafe) == 0 || !is_delicate<T>(problem.rows, problem.cross + 1, run)) return;
     for (int j = 0; j <= problem.cross; ++j) {
       for (int i = 0; i <= j; ++i) {
         const double product = wide_product(static_cast<const T*>(problem.rows[i]),
                                             static_cast<const T*>(problem.rows[j]), run);
-        if (lane_index() == 0) totals[fragment_index<B>(i, j)] += static_cast<Total>(product);
+        if (lane_index() == 0) totals[fragment_index<B>(i, j)] = static_cast<Total>(product);
       }
     }
   }
@@ -193,7 +173,7 @@ __device__ __forceinline__ void multiply_blocks(const Problem& problem, const Sl
   for (int b = 0; b < B; ++b) rows[b] = static_cast<const T*>(problem.rows[8 * b + lane / 4]);
   const int shift = lane % 4 * Element<T>::kPerVector;
   constexpr long long kStride = kMmaWarps * kStep;
-  long long begin = slot.begin + warp * kStep;
+  const long long begin = slot.begin + warp * kStep;
   int steps = 0;
   uint4 now[B], next[B];
   if (begin < slot.end) load_blocks(now, rows, begin + shift, slot.end, begin + kStep <= slot.end);
@@ -201,15 +181,12 @@ __device__ __forceinline__ void multiply_blocks(const Problem& problem, const Sl
     const long long following = base + kStride;
     if (following < slot.end) load_blocks(next, rows, following + shift, slot.end, following + kStep <= slot.end);
     products.add(now);
-    if (++steps == Fragments<T>::kRun) {
-      products.close(problem, {begin, slot.end, kStride, kStep, steps});
-      begin = following;
-      steps = 0;
-    }
+    if (++steps % Fragments<T>::kRun == 0) products.close();
 #pragma unroll
     for (int b = 0; b < B; ++b) now[b] = next[b];
   }
-  if (steps != 0) products.close(problem, {begin, slot.end, kStride, kStep, steps});
+  products.close();
+  if (Element<T>::kDelicate) products.check(problem, {begin, slot.end, kStride, kStep});
 }
 
 // Adds the totals of the warps in their order.

@@ -8,7 +8,7 @@
 namespace cga {
 
 constexpr int kRowsThreads = 256;
-constexpr int kRowsRun = 64;  // steps of a run: float32 sums of 256 or 512 terms
+constexpr int kRowsRun = 64;  // steps before the sums are widened: 256 or 512 terms in float32
 
 // Products of M rows. Fewer rows than M are given: the last ones are then repeats of the own gradient, and not used.
 template <typename T, int M>
@@ -45,35 +45,34 @@ struct RowProducts {
   }
 
   // Adds the sums of the warp to the float64 totals: pair p is kept by lane p % 32.
-  __device__ __forceinline__ void close(const Problem& problem, const Run& run) {
-    bool delicate = false;
+  __device__ __forceinline__ void close() {
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) sum[p] = warp_sum(sum[p]);
-    if (Element<T>::kDelicate) {
-#pragma unroll
-      for (int i = 0; i < M; ++i) delicate |= !is_safe(sum[i * (i + 1) / 2 + i]);
-      if (delicate) delicate = is_delicate<T>(problem.rows, M, run);
+    for (int p = 0; p < kPairs; ++p) {
+      sum[p] = warp_sum(sum[p]);
+      if (lane_index() == p % 32) total[p / 32] += sum[p];
+      sum[p] = 0;
     }
-    if (delicate) {
-      add_wide(problem, run);
-    } else {
-#pragma unroll
-      for (int p = 0; p < kPairs; ++p) {
-        if (lane_index() == p % 32) total[p / 32] += sum[p];
-      }
-    }
-#pragma unroll
-    for (int p = 0; p < kPairs; ++p) sum[p] = 0;
   }
 
-  __device__ __forceinline__ void add_wide(const Problem& problem, const Run& run) {
+  // All columns are in: what float32 could not hold is done again.
+  __device__ __forceinline__ void check(const Problem& problem, const Run& run) {
+    bool unsafe = false;
+#pragma unroll
+    for (int i = 0; i < M; ++i) {
+      const int p = i * (i + 1) / 2 + i;
+      if (lane_index() == p % 32) unsafe |= !is_safe(total[p / 32]);
+    }
+    if (__ballot_sync(kWarp, unsafe) != 0 && is_delicate<T>(problem.rows, M, run)) multiply_wide(problem, run);
+  }
+
+  __device__ __forceinline__ void multiply_wide(const Problem& problem, const Run& run) {
     for (int j = 0; j < M; ++j) {
       for (int i = 0; i <= j; ++i) {
         const double product = wide_product(static_cast<const T*>(problem.rows[i]),
                                             static_cast<const T*>(problem.rows[j]), run);
 #pragma unroll
         for (int o = 0; o < kOwned; ++o) {
-          if (lane_index() + 32 * o == pair_index(i, j)) total[o] += product;
+          if (lane_index() + 32 * o == pair_index(i, j)) total[o] = product;
         }
       }
     }
@@ -98,19 +97,16 @@ __device__ __forceinline__ RowProducts<T, M> multiply_rows(const Problem& proble
   RowProducts<T, M> products;
   const int warp = warp_index(), lane = lane_index();
   constexpr long long kStride = kRowsThreads / 32 * kStep;
-  long long begin = slot.begin + warp * kStep;
+  const long long begin = slot.begin + warp * kStep;
   int steps = 0;
   for (long long base = begin; base < slot.end; base += kStride) {
     uint4 raw[M];
     load_rows<T>(raw, problem, base + lane * Element<T>::kPerVector, slot.end, base + kStep <= slot.end);
     products.add(raw);
-    if (++steps == kRowsRun) {
-      products.close(problem, {begin, slot.end, kStride, kStep, steps});
-      begin = base + kStride;
-      steps = 0;
-    }
+    if (++steps % kRowsRun == 0) products.close();
   }
-  if (steps != 0) products.close(problem, {begin, slot.end, kStride, kStep, steps});
+  products.close();
+  if (Element<T>::kDelicate) products.check(problem, {begin, slot.end, kStride, kStep});
   return products;
 }
 

@@ -8,7 +8,7 @@
 namespace cga {
 
 constexpr int kTileThreads = 256;
-constexpr int kTileRun = 256;  // steps of a run: float32 sums of 256 terms
+constexpr int kTileRun = 256;  // steps before the sums are widened: terms in float32
 constexpr int kTile = 8;
 
 template <typename Sum>
@@ -40,35 +40,32 @@ struct TileProducts {
     for (int p = 0; p < kPairs; ++p) sum[p / kTile][p % kTile] += x[p / kTile] * y[p % kTile];
   }
 
-  __device__ __forceinline__ void close(const void* const* left, const void* const* right, const Run& run) {
-    constexpr bool kCheck = kIsFloat<Sum> && Element<T>::kDelicate;
-    bool delicate = false;
+  __device__ __forceinline__ void close() {
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
-      sum[p / kTile][p % kTile] = warp_sum(sum[p / kTile][p % kTile]);
-      // A product between rows may cancel: then the check of the squares finds nothing, and it costs a little time.
-      const Sum found = sum[p / kTile][p % kTile];
-      if (kCheck) delicate |= !is_safe(found < 0 ? -found : found);
-    }
-    if (delicate) delicate = is_delicate<T>(left, kTile, run) || is_delicate<T>(right, kTile, run);
-    if (delicate) {
-      add_wide(left, right, run);
-    } else {
-#pragma unroll
-      for (int p = 0; p < kPairs; ++p) {
-        if (lane_index() == p % 32) total[p / 32] += sum[p / kTile][p % kTile];
-      }
+      const Sum found = warp_sum(sum[p / kTile][p % kTile]);
+      if (lane_index() == p % 32) total[p / 32] += found;
     }
     clear();
   }
 
-  __device__ __forceinline__ void add_wide(const void* const* left, const void* const* right, const Run& run) {
+  // All columns are in: what float32 could not hold is done again. Products between rows may cancel; then the squares
+  // turn out to be safe.
+  __device__ __forceinline__ void check(const void* const* left, const void* const* right, const Run& run) {
+    bool unsafe = false;
+#pragma unroll
+    for (int o = 0; o < kOwned; ++o) unsafe |= !is_safe(fabs(total[o]));
+    if (__ballot_sync(kWarp, unsafe) == 0) return;
+    if (is_delicate<T>(left, kTile, run) || is_delicate<T>(right, kTile, run)) multiply_wide(left, right, run);
+  }
+
+  __device__ __forceinline__ void multiply_wide(const void* const* left, const void* const* right, const Run& run) {
     for (int p = 0; p < kPairs; ++p) {
       const double product =
           wide_product(static_cast<const T*>(left[p / kTile]), static_cast<const T*>(right[p % kTile]), run);
 #pragma unroll
       for (int o = 0; o < kOwned; ++o) {
-        if (lane_index() + 32 * o == p) total[o] += product;
+        if (lane_index() + 32 * o == p) total[o] = product;
       }
     }
   }
@@ -79,7 +76,7 @@ __device__ __forceinline__ TileProducts<T, Sum> multiply_tile(const void* const*
                                                               const Slot& slot) {
   TileProducts<T, Sum> products;
   const int warp = warp_index(), lane = lane_index();
-  long long begin = slot.begin + warp * 32;
+  const long long begin = slot.begin + warp * 32;
   int steps = 0;
   for (long long base = begin; base < slot.end; base += kTileThreads) {
     const long long column = base + lane;
@@ -91,13 +88,10 @@ __device__ __forceinline__ TileProducts<T, Sum> multiply_tile(const void* const*
       y[i] = inside ? static_cast<Sum>(Element<T>::widen(static_cast<const T*>(right[i])[column])) : 0;
     }
     products.add(x, y);
-    if (++steps == kTileRun) {
-      products.close(left, right, {begin, slot.end, kTileThreads, 32, steps});
-      begin = base + kTileThreads;
-      steps = 0;
-    }
+    if (++steps % kTileRun == 0) products.close();
   }
-  if (steps != 0) products.close(left, right, {begin, slot.end, kTileThreads, 32, steps});
+  products.close();
+  if (kIsFloat<Sum> && Element<T>::kDelicate) products.check(left, right, {begin, slot.end, kTileThreads, 32});
   return products;
 }
 

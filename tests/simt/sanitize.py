@@ -20,7 +20,7 @@ FLAGS = {
 }
 # Every kernel and every branch, at sizes that an instrumented build runs in seconds.
 SELECTED = (
-    "hard or solve or two_passes or table or unaligned or small_ridge or margin or "
+    "hard or solve or within_a_slot or two_passes or table or unaligned or small_ridge or margin or "
     "(every_number and (1- or 8- or 9- or 33- or 64-)) or (tensor_cores and 9-) or many_slots"
 )
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from cases import random_case
-from checks import assert_projects, project, same
+from checks import assert_projects, assert_solved, project, same
 from executor import DEVICE, Executor
 
 from cga_lightning.ops import _plan
@@ -82,6 +82,18 @@ def test_a_table_of_segments_longer_than_a_launch_carries(executor: Executor) ->
 @pytest.mark.parametrize("margin", [0.5, 1.0])
 def test_margin(executor: Executor, cross: int, margin: float) -> None:
     assert_projects(executor, random_case(cross, 2000, seed=cross, margin=margin))
+
+
+@pytest.mark.parametrize(
+    ("cross", "dtype", "device"),
+    [(2, "f32", DEVICE), (9, "f32", DEVICE), (9, "bf16", DEVICE), (9, "f16", TURING)],
+)
+def test_sums_are_widened_within_a_slot(
+    executor: Executor, cross: int, dtype: str, device: _plan.Device
+) -> None:
+    length = 70_000 if dtype == "f32" and cross == 2 or device == TURING else 12_000
+    case = random_case(cross, length, dtype=dtype)
+    assert_solved(case, *project(executor, case, device=device, slot_unit=131_072))
 
 
 @pytest.mark.parametrize(("cross", "device"), [(4, DEVICE), (12, DEVICE), (12, TURING)])
