@@ -68,13 +68,14 @@ void add_rows(const Problem& problem, const Active& active, const Slot& slot) {
 
 void combine(const Problem& problem, const double* dual) {
   const std::vector<Slot> parts = slots(problem);
-  parallel_for(parts.size(), 1, [&](int64_t part) {
-    const Active active(problem, dual + parts[part].segment * (problem.count() - 1));
+  parallel_for(parts.size(), 1, [&](int64_t index) {
+    const Slot& part = parts[parts.size() - 1 - index];  // backwards: the inner products left the end in the cache
+    const Active active(problem, dual + part.segment * (problem.count() - 1));
     if (active.rows.empty()) return;
     if (problem.element != Element::float64 && active.fits_float()) {
-      add_rows<float>(problem, active, parts[part]);
+      add_rows<float>(problem, active, part);
     } else {
-      add_rows<double>(problem, active, parts[part]);
+      add_rows<double>(problem, active, part);
     }
   });
 }

@@ -63,6 +63,12 @@ void tile(const W* const* left, const W* const* right, int64_t n, double* totals
       for (int i = 0; i < I; ++i) a[i] = read(l[i] + x);
 #pragma GCC unroll 8
       for (int j = 0; j < J; ++j) b[j] = Diagonal ? a[j] : read(r[j] + x);
+      if constexpr (!Diagonal) {  // these rows are in the cache: fetch the next visit's meanwhile
+#pragma GCC unroll 8
+        for (int i = 0; i < I; ++i) __builtin_prefetch(l[i] + x + n, 0, 2);
+#pragma GCC unroll 8
+        for (int j = 0; j < J; ++j) __builtin_prefetch(r[j] + x + n, 0, 2);
+      }
       each<I, J, Diagonal>([&](int i, int j) { sum[i][j] += a[i] * b[j]; });
     }
     each<I, J, Diagonal>([&](int i, int j) { total[i][j] += __builtin_convertvector(sum[i][j], typename V::sums); });
