@@ -131,23 +131,15 @@ def table(problems: dict[str, Problem], rounds: int) -> None:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", action="store_true", help="print the promised figures only")
-    parser.add_argument(
-        "--rows", type=int, nargs="+", default=[1, 4, 16, 64], help="numbers of cross-gradients K"
-    )
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7], help="lengths d"
-    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64], help="numbers of cross-gradients K")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7], help="lengths d")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each route")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(
-        f"{options.threads} thread(s), {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
-    )
+    print(f"{options.threads} thread(s), {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}")
     targets(options.rounds)
     if options.targets:
         return

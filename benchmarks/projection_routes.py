@@ -52,9 +52,7 @@ def gem(rows: Tensor, own: Tensor, bounds: list[int]) -> Tensor:
     matrix, start = rows.cpu().double().numpy(), own.cpu().contiguous().double().numpy()
     products = np.dot(matrix, matrix.transpose())
     products = 0.5 * (products + products.transpose()) + 1e-3 * np.eye(len(matrix))
-    weights = quadprog.solve_qp(products, -np.dot(matrix, start), np.eye(len(matrix)), np.zeros(len(matrix)))[
-        0
-    ]
+    weights = quadprog.solve_qp(products, -np.dot(matrix, start), np.eye(len(matrix)), np.zeros(len(matrix)))[0]
     return torch.Tensor(np.dot(weights, matrix) + start).to(own.device)
 
 

@@ -57,9 +57,7 @@ def combine_(rows: Sequence[Tensor], own: Tensor, offsets: Tensor, dual: Tensor)
     _run("combine", rows, own, offsets, dual=dual)
 
 
-def project_(
-    rows: Sequence[Tensor], own: Tensor, offsets: Tensor, margin: float, eps: float
-) -> tuple[Tensor, Tensor]:
+def project_(rows: Sequence[Tensor], own: Tensor, offsets: Tensor, margin: float, eps: float) -> tuple[Tensor, Tensor]:
     """Overwrite ``own`` [d] with its projection; return v [s, K] float64 and the status [s] int32."""
     dual, status = _results(own, offsets.numel() - 1, len(rows))
     _run("project", rows, own, offsets, dual=dual, status=status, margin=margin, ridge=eps)

@@ -33,10 +33,7 @@ class Problem(ctypes.Structure):
     _fields_ = [
         ("rows", ctypes.c_uint64 * ROW_ADDRESSES),
         *((name, ctypes.c_uint64) for name in ("own", "offsets", "first_slot", "slot_arrivals")),
-        *(
-            (name, ctypes.c_uint64)
-            for name in ("segment_arrivals", "ready", "partials", "gram", "dual", "status")
-        ),
+        *((name, ctypes.c_uint64) for name in ("segment_arrivals", "ready", "partials", "gram", "dual", "status")),
         *((name, ctypes.c_double) for name in ("margin", "ridge", "floor")),
         *((name, ctypes.c_int64) for name in ("slot_length", "slots")),
         *((name, ctypes.c_int32) for name in ("cross", "segments", "phases", "aligned")),
@@ -131,9 +128,7 @@ class Plan:
     def aligned(self) -> bool:
         """Whether every row starts at a multiple of 16 bytes in every segment."""
         starts = [bound * ITEM_BYTES[self.dtype] for bound in self.bounds[:-1]]
-        return all(
-            address % _ALIGNMENT == 0 for address in (*self.addresses.rows, self.addresses.own, *starts)
-        )
+        return all(address % _ALIGNMENT == 0 for address in (*self.addresses.rows, self.addresses.own, *starts))
 
     @cached_property
     def slot_length(self) -> int:
@@ -266,9 +261,7 @@ class Plan:
 
     def _combine_launch(self) -> Launch:
         kernel = f"combine_{self.dtype}"
-        return Launch(
-            kernel, self.slots, _COMBINE_THREADS, 16 + self._combine_bytes, (self.problem(COMBINE),)
-        )
+        return Launch(kernel, self.slots, _COMBINE_THREADS, 16 + self._combine_bytes, (self.problem(COMBINE),))
 
     @property
     def _solver_bytes(self) -> int:

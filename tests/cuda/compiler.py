@@ -59,9 +59,7 @@ def machine_code(cubin: bytes, folder: Path) -> dict[str, list[str]]:
     path = folder / "kernels.cubin"
     path.write_bytes(cubin)
     environment = {"PATH": f"{program.parent}:/usr/bin:/bin"}
-    listing = subprocess.run(
-        [program, "-sass", path], env=environment, capture_output=True, text=True, check=True
-    )
+    listing = subprocess.run([program, "-sass", path], env=environment, capture_output=True, text=True, check=True)
     kernels: dict[str, list[str]] = {}
     for line in listing.stdout.splitlines():
         if match := re.search(r"Function : (\S+)", line):

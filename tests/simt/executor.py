@@ -142,8 +142,6 @@ class Arrays:
             self.workspace = np.full(needed, 0xFF, np.uint8)
         return made()
 
-    def run(
-        self, executor: Executor, launches: Sequence[_plan.Launch], schedule: Schedule = SCHEDULES[0]
-    ) -> None:
+    def run(self, executor: Executor, launches: Sequence[_plan.Launch], schedule: Schedule = SCHEDULES[0]) -> None:
         for launch in launches:
             executor.launch(launch, schedule)

@@ -52,9 +52,7 @@ def coverage() -> float:
     from executor import BUILD
 
     notes = max(BUILD.glob("*/*.gcda"), key=lambda path: path.stat().st_mtime)
-    subprocess.run(
-        ["gcov", "-r", "-s", str(KERNELS), str(notes)], cwd=notes.parent, check=True, capture_output=True
-    )
+    subprocess.run(["gcov", "-r", "-s", str(KERNELS), str(notes)], cwd=notes.parent, check=True, capture_output=True)
     ran = total = 0
     for report in sorted(notes.parent.glob("*.cuh.gcov")):
         # The lines of a template count as reached if an instance reached them.

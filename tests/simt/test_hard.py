@@ -82,9 +82,7 @@ def test_scale_does_not_matter(executor: Executor) -> None:
 @pytest.mark.parametrize("cross", [3, 12])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "f64"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_rows_that_are_not_finite_are_left_out(
-    executor: Executor, value: float, dtype: str, cross: int
-) -> None:
+def test_rows_that_are_not_finite_are_left_out(executor: Executor, value: float, dtype: str, cross: int) -> None:
     rows = random_case(cross, LENGTH, dtype=dtype).rows
     rows[1, 7] = value
     case = Case(rows, dtype=dtype, bounds=(0, 264, LENGTH), margin=0.25)

@@ -20,15 +20,11 @@ class _Kernel:
     def __init__(self, name: str, executor: Executor) -> None:
         self.name, self.executor, self.max_dynamic_shared_size_bytes = name, executor, 48 * 1024
 
-    def __call__(
-        self, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], *, shared_mem: int
-    ) -> None:
+    def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], *, shared_mem: int) -> None:
         assert shared_mem <= self.max_dynamic_shared_size_bytes
         assert all(isinstance(value, np.ndarray) and value.shape == (1,) for value in arguments)
         types = (_plan.Problem, _plan.Table)
-        structures = tuple(
-            kind.from_buffer_copy(value) for kind, value in zip(types, arguments, strict=False)
-        )
+        structures = tuple(kind.from_buffer_copy(value) for kind, value in zip(types, arguments, strict=False))
         self.executor.launch(_plan.Launch(self.name, *grid, *block, shared_mem, structures), SCHEDULES[0])
 
 

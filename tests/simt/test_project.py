@@ -88,9 +88,7 @@ def test_margin(executor: Executor, cross: int, margin: float) -> None:
     ("cross", "dtype", "device"),
     [(2, "f32", DEVICE), (9, "f32", DEVICE), (9, "bf16", DEVICE), (9, "f16", TURING)],
 )
-def test_sums_are_widened_within_a_slot(
-    executor: Executor, cross: int, dtype: str, device: _plan.Device
-) -> None:
+def test_sums_are_widened_within_a_slot(executor: Executor, cross: int, dtype: str, device: _plan.Device) -> None:
     length = 70_000 if dtype == "f32" and cross == 2 or device == TURING else 12_000
     case = random_case(cross, length, dtype=dtype)
     assert_solved(case, *project(executor, case, device=device, slot_unit=131_072))
