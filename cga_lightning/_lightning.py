@@ -26,10 +26,10 @@ _loaded_here: set[str] = set()
 
 def install() -> None:
     """Register the strategy names in the trees that are imported, and later in those that will be."""
-    loaded = [tree for tree in BINDINGS if tree in sys.modules]
-    for tree in loaded:
-        importlib.import_module(BINDINGS[tree])
-    sys.meta_path.insert(0, _AfterImport([tree for tree in BINDINGS if tree not in loaded]))
+    for tree, binding in BINDINGS.items():
+        if tree in sys.modules:
+            importlib.import_module(binding)
+    sys.meta_path.insert(0, _AfterImport())
 
 
 def public_class(name: str) -> type:
@@ -46,6 +46,11 @@ class InTreeOfUse:
         actual = public_class(cls.__name__) if guessed else cls
         return super().__new__(cls) if actual is cls else actual(*args, **kwargs)
 
+    def __repr__(self) -> str:
+        """Names the tree, since a Trainer of the other one refuses this object and shows no more than this."""
+        trees = [tree for tree, binding in BINDINGS.items() if binding == type(self).__module__]
+        return f"<{type(self).__name__} for users of {', '.join(trees)}>" if trees else super().__repr__()
+
 
 def _tree_in_use() -> str:
     by_user = [tree for tree in BINDINGS if tree in sys.modules and tree not in _loaded_here]
@@ -61,22 +66,22 @@ def _tree_in_use() -> str:
 class _AfterImport(MetaPathFinder):
     """Imports the binding of a tree right after the tree itself."""
 
-    def __init__(self, trees: list[str]) -> None:
-        self._trees = trees
-
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in self._trees:
-            return None
-        self._trees.remove(fullname)
-        spec = importlib.util.find_spec(fullname)
+        spec = self._found_by_others(fullname, path, target) if fullname in BINDINGS else None
         if spec is not None and spec.loader is not None:
             spec.loader = _BindingLoader(spec.loader, BINDINGS[fullname])
         return spec
 
+    def _found_by_others(self, *module: Any) -> ModuleSpec | None:
+        specs = (finder.find_spec(*module) for finder in sys.meta_path if finder is not self)
+        return next((spec for spec in specs if spec is not None), None)
+
 
 class _BindingLoader(Loader):
+    """Loads a tree by its own loader, which is also all that the loaded module shows, and then the binding."""
+
     def __init__(self, loader: Loader, binding: str) -> None:
         self._loader = loader
         self._binding = binding
@@ -85,6 +90,8 @@ class _BindingLoader(Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
         importlib.import_module(self._binding)
 

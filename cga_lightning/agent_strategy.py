@@ -22,6 +22,8 @@ from cga_lightning.communication import Communicator
 from cga_lightning.flat import FlatLayout
 from cga_lightning.loaders import Uneven
 from cga_lightning.module_state import ModuleState, State, mean_state, squared_distance
+from cga_lightning.sandbox import Silence
+from cga_lightning.stepping import trainable
 from cga_lightning.topology import Topology
 from cga_lightning.window import ForbidCollectives, Window, raise_collective
 
@@ -63,15 +65,17 @@ class AgentStrategy(_Base):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
         self.algorithm = algorithms.from_name(algorithm) if isinstance(algorithm, str) else algorithm
         self.topology = topologies.from_name(topology) if isinstance(topology, str) else topology
-        if not isinstance(self.algorithm, Algorithm):
-            raise TypeError(f"algorithm must be an Algorithm or a name, got {type(algorithm).__name__}.")
-        if not isinstance(self.topology, Topology):
-            raise TypeError(f"topology must be a Topology or a name, got {type(topology).__name__}.")
+        for name, kind in (("algorithm", Algorithm), ("topology", Topology)):
+            if not isinstance(getattr(self, name), kind):
+                found = getattr(self, name)
+                raise TypeError(f"{name} must be a name or an object of a subclass of {kind.__name__}, got {found!r}.")
         self.uneven = uneven
         self.eval_model = eval_model
+        self._layer_sync: Any = None  # set by the Trainer
         self._communicator: Communicator | None = None
         self._consensus: State | None = None
         self._agents_differ = False  # True from the first step of fit until every agent takes over the consensus
+        self._in_training_step = False
         self._in_cross_pass = False
         self._checked_collectives = False
 
@@ -113,21 +117,26 @@ class AgentStrategy(_Base):
         """Payload bytes that the agents of this process have sent so far, by name of the exchange."""
         return Counter() if self._communicator is None else Counter(self._communicator.traffic)
 
-    def connect(self, model: LightningModule) -> None:
-        """Refuse what cannot work, and leave the users' samplers alone."""
-        trainer = model.trainer
-        trainer._accelerator_connector.use_distributed_sampler = False  # an agent's data is its own
-        if trainer.state.fn == "fit":
-            _refuse_module(model)
-        if trainer._accelerator_connector._layer_sync is not None:
+    def _configure_launcher(self) -> None:
+        """In Trainer(...), once it knows all of its arguments: the first moment to refuse one."""
+        if self._layer_sync is not None:
             raise ValueError(
                 "Trainer(sync_batchnorm=True) would average batch statistics over all agents in every pass, also in "
                 "those with a neighbor's model. Remove it, or use GroupNorm instead of BatchNorm."
             )
+        super()._configure_launcher()
+
+    def connect(self, model: LightningModule) -> None:
+        """Refuse modules that cannot work, and leave the users' samplers alone."""
+        trainer = model.trainer
+        trainer._accelerator_connector.use_distributed_sampler = False  # an agent's data is its own
+        if trainer.state.fn == "fit":
+            _refuse_module(model)
         super().connect(model)
 
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Refuse optimizers that evaluate the loss more than once."""
+        """Refuse parameters that cannot be exchanged, and optimizers that evaluate the loss more than once."""
+        FlatLayout(trainable(self._module))
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
             if isinstance(optimizer, torch.optim.LBFGS):
@@ -157,6 +166,14 @@ class AgentStrategy(_Base):
 
     # --- gradients at other models
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The user's step on the own model."""
+        self._in_training_step = True
+        try:
+            return super().training_step(*args, **kwargs)
+        finally:
+            self._in_training_step = False
+
     def _gradient(self, window: Window, parameters: Sequence[nn.Parameter], layout: FlatLayout, at: Tensor) -> Tensor:
         watch = dist.is_initialized() and not self._checked_collectives
         check = ForbidCollectives() if watch else nullcontext()  # type: ignore[no-untyped-call]
@@ -168,7 +185,8 @@ class AgentStrategy(_Base):
     @contextmanager
     def _cross_pass(self) -> Iterator[None]:
         self._in_cross_pass = True
-        loggers, self._trainer.loggers = self._trainer.loggers, []
+        loggers = self._trainer.loggers
+        self._trainer.loggers = list[Any](Silence() for _ in loggers)
         try:
             yield
         finally:
@@ -220,8 +238,7 @@ class AgentStrategy(_Base):
         return super().reduce(tensor, *args, **kwargs)
 
     def _forbid_in_training_step(self, name: str) -> None:
-        module = self.lightning_module
-        if module is not None and module._current_fx_name == "training_step":
+        if self._in_training_step or self._in_cross_pass:
             raise_collective(name)
 
     # --- evaluation

@@ -78,12 +78,19 @@ class Partitioned(_Base):
         if callable(self.partition):
             labels = labels_of(self.train) if self.labels is None else self.labels
             return self.partition(labels, agents, seed=self.seed)
-        parts = [np.asarray(part, dtype=np.int64) for part in self.partition]
+        parts = [np.asarray(part) for part in self.partition]
         if len(parts) != agents or not all(map(len, parts)):
             raise ValueError(
                 f"The partition has {len(parts)} parts of {[len(part) for part in parts]} samples, but the run has "
                 f"{agents} agents that need one non-empty part each."
             )
+        samples = len(self.train)  # type: ignore[arg-type]
+        for rank, part in enumerate(parts):
+            if part.dtype.kind not in "iu" or part.min() < 0 or part.max() >= samples:
+                raise ValueError(
+                    f"Part {rank} of the partition must hold indices into train, integers from 0 to {samples - 1}, got "
+                    f"{part.dtype} from {part.min()} to {part.max()}."
+                )
         return parts
 
     def train_dataloader(self) -> Any:

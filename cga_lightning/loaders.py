@@ -64,17 +64,28 @@ class AgreedLoader:
     def __init__(self, loader: Iterable[Any], length: Callable[[], int]) -> None:
         self.__dict__.update(_loader=loader, _length=length)
 
+    @property
+    def wrapped(self) -> Iterable[Any]:
+        """The loader that serves the batches."""
+        return self._loader
+
     def __len__(self) -> int:
         return self._length()
 
     def __iter__(self) -> Iterator[Any]:
         served, length = 0, len(self)
         while served < length:
+            before = served
             for batch in self._loader:
                 yield batch
                 served += 1
                 if served == length:
                     break
+            if served == before:
+                raise RuntimeError(
+                    f"The train loader of an agent ran dry after {served} of the {length} batches of this epoch, and "
+                    "starting it again gave none. Its iterator must start anew each time it is asked for."
+                )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # pickling asks before there is a loader

@@ -44,6 +44,13 @@ class ModuleState:
             self.activate(before)
 
 
+def overwrite(state: State, values: State) -> None:
+    """Copy `values` into the tensors of `state`, but for expanded ones: they are constants, alike on every agent."""
+    for tensor, value in zip(state, values, strict=True):
+        if all(stride or size == 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            tensor.copy_(value)
+
+
 def mean_state(states: Sequence[State], reduce: Callable[[Tensor], Tensor] = lambda mean: mean) -> State:
     """The consensus: the mean over agents of every floating tensor, agent 0's value of the others (counters).
 
@@ -64,7 +71,8 @@ def _mean(tensors: Sequence[Tensor], reduce: Callable[[Tensor], Tensor]) -> Tens
     first = tensors[0]
     if not (first.is_floating_point() or first.is_complex()):
         return first.clone()
-    total = first.to(torch.promote_types(first.dtype, torch.float32), copy=True)
+    wide = torch.float32 if first.itemsize < torch.float32.itemsize else first.dtype
+    total = first.to(wide, copy=True)
     for tensor in tensors[1:]:
-        total += tensor
+        total += tensor.to(wide)
     return reduce(total.div_(len(tensors))).to(first.dtype)

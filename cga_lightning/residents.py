@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cga_lightning.agent import Agent
-from cga_lightning.module_state import ModuleState, State
+from cga_lightning.module_state import ModuleState, State, overwrite
 from cga_lightning.sandbox import RandomState
 from cga_lightning.window import Window
 
@@ -75,8 +75,7 @@ class Turns:
     def settle(self, state: State) -> None:
         """Back to the module's own tensors, with the values of `state`."""
         self.end()
-        for tensor, value in zip(self.home, state, strict=True):
-            tensor.copy_(value)
+        overwrite(self.home, state)
         self.module_state.activate(self.home)
 
     def optimize(self, residents: Sequence[Resident]) -> Iterator[Resident]:
@@ -89,21 +88,24 @@ class Turns:
         shared = [_options(group) for group in groups]
         for resident in residents:
             self.give(resident)
-            for group, values in zip(groups, resident.group_values, strict=True):
-                group.update(copy.copy(values))
-            before = [_options(group) for group in groups]
+            mine = [common | own for common, own in zip(shared, resident.group_values, strict=True)]
+            _set_options(groups, mine)
             yield resident
-            for group, old, values in zip(groups, before, resident.group_values, strict=True):
-                values.update(
-                    {name: value for name, value in _options(group).items() if _differs(value, old.get(name))}
-                )
-        for group, values in zip(groups, shared, strict=True):
-            group.update(values)
+            for group, old, own in zip(groups, mine, resident.group_values, strict=True):
+                own.update({name: value for name, value in _options(group).items() if _differs(value, old.get(name))})
+        _set_options(groups, shared)
         self.end()
 
 
 def _options(group: dict[str, Any]) -> dict[str, Any]:
     return {name: copy.copy(value) for name, value in group.items() if name != "params"}
+
+
+def _set_options(groups: Sequence[dict[str, Any]], options: Sequence[dict[str, Any]]) -> None:
+    for group, values in zip(groups, options, strict=True):
+        params = group["params"]
+        group.clear()
+        group.update({name: copy.copy(value) for name, value in values.items()}, params=params)
 
 
 def _differs(new: Any, old: Any) -> bool:

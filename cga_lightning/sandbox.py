@@ -8,6 +8,7 @@ held by the module, and state inside objects that are neither tensors, arrays, m
 from __future__ import annotations
 
 import copy
+import operator
 import random
 from collections import deque
 from collections.abc import Iterator
@@ -22,10 +23,16 @@ from torch import Tensor, nn
 _REGISTRIES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set)) - {
     "_buffers"
 }
+_SYNCHRONISE = ("dist_sync_on_step", "sync_on_compute", "_to_sync")
 _SILENT = ("log", "log_dict", "print")
 
 _KEPT = (bool, nn.Parameter)
-_COPIED = (Tensor, np.ndarray, list, tuple, set, frozenset, deque, dict)
+_CONTAINERS = (list, tuple, set, frozenset, deque, dict)
+_COPIED = (
+    *_CONTAINERS,
+    *(Tensor, nn.Module, np.ndarray),
+    *(torch.Generator, np.random.Generator, np.random.RandomState, random.Random),
+)
 
 
 class RandomState(NamedTuple):
@@ -58,57 +65,94 @@ def seed_all(seed: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
+class Silence:
+    """Stands in for a logger, its experiment, and whatever else code may reach from there: takes all, does nothing."""
+
+    def __getattr__(self, name: str) -> Silence:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> Silence:
+        """Any method."""
+        return self
+
+    def __getitem__(self, _: Any) -> Silence:
+        return self
+
+    def __setitem__(self, _: Any, __: Any) -> None:
+        pass
+
+
 @contextmanager
 def sandbox(module: nn.Module) -> Iterator[None]:
     """Inside, changes to attributes, buffers, metric states and generators of `module` are made on copies.
 
-    `log`, `log_dict` and `print` of every submodule do nothing, and torchmetrics do not synchronise between processes.
+    This holds for every module that is reachable from it, also through plain attributes and containers. `log`,
+    `log_dict` and `print` do nothing, and torchmetrics do not synchronise between processes.
     """
-    originals = [(m, m.__dict__) for m in module.modules()]
+    copies = _Copies()
     state = RandomState.capture()
-    copies: dict[int, Any] = {}  # by identity, so that what was one object stays one object
     try:
-        for m, attributes in originals:
-            object.__setattr__(m, "__dict__", _copy_attributes(m, attributes, copies))
+        copies.enter(module)
         yield
     finally:
-        for m, attributes in originals:
-            object.__setattr__(m, "__dict__", attributes)
+        copies.leave()
         state.restore()
 
 
-def _copy_attributes(module: nn.Module, attributes: dict[str, Any], copies: dict[int, Any]) -> dict[str, Any]:
-    copied = {name: value.copy() if name in _REGISTRIES else _copy(value, copies) for name, value in attributes.items()}
-    if hasattr(type(module), "training_step"):  # a LightningModule
-        copied.update(dict.fromkeys(_SILENT, _do_nothing))
-    if "dist_sync_on_step" in copied:  # a torchmetrics metric
-        copied["dist_sync_on_step"] = False
-    return copied
+class _Copies:
+    """Copies of everything mutable, by identity, so that what was one object stays one object."""
 
+    def __init__(self) -> None:
+        self._made: dict[int, Any] = {}
+        self._originals: list[tuple[nn.Module, dict[str, Any]]] = []
 
-def _copy(value: Any, copies: dict[int, Any]) -> Any:
-    if value is None or isinstance(value, _KEPT) or not isinstance(value, _COPIED):
-        return value
-    if id(value) not in copies:
-        copies[id(value)] = _copy_new(value, copies)
-    return copies[id(value)]
+    def enter(self, module: nn.Module) -> None:
+        """Let the module work on copies of its attributes."""
+        attributes = module.__dict__
+        self._made[id(module)] = module
+        self._originals.append((module, attributes))
+        copied = {name: value.copy() if name in _REGISTRIES else self.of(value) for name, value in attributes.items()}
+        for child in module.children():
+            self.of(child)
+        if hasattr(type(module), "training_step"):  # a LightningModule
+            copied.update(dict.fromkeys(_SILENT, Silence()))
+        if "dist_sync_on_step" in copied:  # a torchmetrics metric
+            copied.update(dict.fromkeys(_SYNCHRONISE, False))
+        object.__setattr__(module, "__dict__", copied)
 
+    def leave(self) -> None:
+        """Put all originals back."""
+        for module, attributes in self._originals:
+            object.__setattr__(module, "__dict__", attributes)
 
-def _copy_new(value: Any, copies: dict[int, Any]) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone().requires_grad_(value.requires_grad)
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if isinstance(value, dict):
-        copied = copy.copy(value)  # keeps the type, the order and a default factory
-        copied.update({key: _copy(item, copies) for key, item in value.items()})
-        return copied
-    if type(value) is deque:
-        return deque((_copy(item, copies) for item in value), value.maxlen)
-    if type(value) in (list, tuple, set, frozenset):
-        return type(value)(_copy(item, copies) for item in value)
-    return value  # a subclass that may not be rebuilt from its items
+    def of(self, value: Any) -> Any:
+        """The copy of a value, or the value itself if it is shared: parameters, and objects of other types."""
+        if value is None or isinstance(value, _KEPT) or not isinstance(value, _COPIED):
+            return value
+        if id(value) in self._made:
+            return self._made[id(value)]
+        if isinstance(value, nn.Module):
+            self.enter(value)
+        elif isinstance(value, _CONTAINERS):
+            return self._of_container(value)
+        elif isinstance(value, Tensor):
+            self._made[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
+        elif isinstance(value, torch.Generator):
+            self._made[id(value)] = value.clone_state()
+        else:
+            self._made[id(value)] = copy.deepcopy(value)
+        return self._made[id(value)]
 
-
-def _do_nothing(*_: Any, **__: Any) -> None:
-    pass
+    def _of_container(self, value: Any) -> Any:
+        if isinstance(value, dict | list | deque):  # the copy is noted first: a container may hold itself
+            copied = self._made[id(value)] = copy.copy(value)  # keeps the type, the order and a default factory
+            for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+                copied[key] = self.of(item)
+            return copied
+        items = [self.of(item) for item in value]
+        if not isinstance(value, set) and all(map(operator.is_, items, value)):
+            return value
+        rebuild = getattr(type(value), "_make", type(value))  # a named tuple takes its fields one by one
+        return self._made.setdefault(id(value), rebuild(items))

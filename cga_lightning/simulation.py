@@ -78,7 +78,10 @@ class Simulated(_Base):
             checkpoint_io=checkpoint_io,
             precision_plugin=precision_plugin,
         )
+        if isinstance(agents, bool) or not isinstance(agents, int):
+            raise TypeError(f"agents must be the number of agents, an int, got {agents!r}.")
         self._bind(agents)
+        self.parallel_devices: list[torch.device] | None = None  # set by the Trainer
         self._agents = agents
         self._residents: list[Resident] = []
         self._loaders = _LoaderGroup()
@@ -109,22 +112,23 @@ class Simulated(_Base):
 
     # --- start
 
-    def connect(self, model: LightningModule) -> None:
+    def _configure_launcher(self) -> None:
         """Take the device of the Trainer, which must be one."""
-        devices = model.trainer._accelerator_connector._parallel_devices or [torch.device("cpu")]
+        devices = self.parallel_devices or [torch.device("cpu")]
         if len(devices) > 1:
             raise ValueError(
                 f"SimulatedStrategy runs all agents on one device, got Trainer(devices={len(devices)}). Set devices=1, "
                 "or use DecentralizedStrategy for one agent per process."
             )
         self._root_device = torch.device(devices[0])
-        super().connect(model)
+        super()._configure_launcher()
 
     def setup(self, trainer: Trainer) -> None:
         """Seed every agent; they are created at the first step, when a checkpoint has been loaded."""
         super().setup(trainer)
         if trainer.state.fn == "fit":
             self._residents = []
+            self._loaders = _LoaderGroup()
             self._communicator = LocalCommunicator()
             self._turns = Turns(self._module, self.optimizers[0])
             self._random = _random_states(self.agents)
@@ -135,6 +139,8 @@ class Simulated(_Base):
         super().on_train_start()
         loader = self._trainer.fit_loop._combined_loader
         loaders = None if loader is None else loader.iterables
+        if isinstance(loaders, AgreedLoader):
+            loaders = loaders.wrapped
         if not isinstance(loaders, list | tuple) or len(loaders) != self.agents:
             found = f"{len(loaders)}" if isinstance(loaders, list | tuple) else f"a {type(loaders).__name__}"
             raise ValueError(
@@ -188,12 +194,14 @@ class Simulated(_Base):
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Exchange and project, then let every agent step."""
-        completed = StepOnce(closure, self._exchange)
-        result = completed()
+        result = closure()
+        self._exchange()
         with log_mean(self._module):
             for resident in self._turns.optimize(self._residents):
                 set_gradients(self._parameters, resident.grads)
-                super().optimizer_step(optimizer, lambda: result, model, **kwargs)
+                once = StepOnce(lambda: result)
+                super().optimizer_step(optimizer, once, model, **kwargs)
+                once.check()
         if type(self.algorithm).after_step is not Algorithm.after_step:
             self._collect_params()
             self._run([self.algorithm.after_step(resident.agent) for resident in self._residents])

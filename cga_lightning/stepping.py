@@ -36,25 +36,17 @@ def set_gradients(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | N
 
 
 class StepOnce:
-    """The closure of an optimizer step, followed by the exchange with the neighbors; to be called exactly once.
+    """The closure that an optimizer gets; it must call it exactly once."""
 
-    Args:
-        closure: runs the own forward and backward pass.
-        exchange: runs once the own gradient is there.
-    """
-
-    def __init__(self, closure: Callable[[], Any], exchange: Callable[[], None]) -> None:
+    def __init__(self, closure: Callable[[], Any]) -> None:
         self._closure = closure
-        self._exchange = exchange
         self._calls = 0
 
     def __call__(self) -> Any:
-        """Forward, backward, exchange; returns the loss."""
+        """Call the closure; returns the loss."""
         self._calls += 1
         self.check()
-        result = self._closure()
-        self._exchange()
-        return result
+        return self._closure()
 
     def check(self) -> None:
         """Raise unless the closure was called once."""

@@ -18,7 +18,7 @@ from cga_lightning.algorithms import Algorithm
 from cga_lightning.communication import ProcessGroupCommunicator
 from cga_lightning.flat import FlatLayout
 from cga_lightning.loaders import AgreedLoader, Uneven, agreed_length, sized_length
-from cga_lightning.module_state import ModuleState, State
+from cga_lightning.module_state import ModuleState, State, overwrite
 from cga_lightning.sandbox import seed_all
 from cga_lightning.stepping import StepOnce, same_objects, set_gradients, to_apply, trainable
 from cga_lightning.topology import Topology
@@ -76,6 +76,8 @@ class Decentralized(_Base):
         checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
     ) -> None:
+        if not isinstance(timeout, timedelta):
+            raise TypeError(f"timeout must be a datetime.timedelta such as timedelta(seconds=300), got {timeout!r}.")
         super().__init__(
             algorithm,
             topology,
@@ -119,8 +121,8 @@ class Decentralized(_Base):
         self.model = self.precision_plugin.convert_module(module)
         self.model_to_device()
         self._check_same_model()
-        for tensor in ModuleState(module).capture():
-            dist.broadcast(tensor, src=0)
+        state = ModuleState(module).capture()
+        overwrite(state, [_from_agent_0(tensor) for tensor in state])
         if trainer.state.fn == "fit":
             seed_all(torch.initial_seed() + self.global_rank)  # else all agents draw the same shuffles and masks
             self.setup_optimizers(trainer)
@@ -128,8 +130,9 @@ class Decentralized(_Base):
         self.setup_precision_plugin()
 
     def _check_same_model(self) -> None:
-        """All agents need parameters of the same names, shapes and dtypes, the same algorithm and topology."""
-        mine = _signature(self._module, self.algorithm, self.topology)
+        """All agents need parameters and buffers of the same names, shapes and dtypes, and the same settings."""
+        settings = [f"{name} {getattr(self, name)!r}" for name in ("algorithm", "topology", "uneven", "eval_model")]
+        mine = settings + _signature(self._module)
         signatures: list[list[str]] = [[] for _ in range(self.agents)]
         dist.all_gather_object(signatures, mine)
         for rank, theirs in enumerate(signatures):
@@ -152,9 +155,15 @@ class Decentralized(_Base):
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Exchange and project once the own gradient is there, then step."""
-        completed = StepOnce(closure, self._finish_step)
-        output = super().optimizer_step(optimizer, completed, model, **kwargs)
-        completed.check()
+
+        def completed() -> Any:
+            result = closure()
+            self._finish_step()
+            return result
+
+        once = StepOnce(completed)
+        output = super().optimizer_step(optimizer, once, model, **kwargs)
+        once.check()
         self._after_step()
         self._window.clear()
         return output
@@ -227,17 +236,25 @@ class Decentralized(_Base):
         """Every process ends with the consensus, so the main process holds it under every launcher."""
         super().on_train_end()
         state = ModuleState(self._module)
-        for tensor, mean in zip(state.capture(), self.consensus(), strict=True):
-            tensor.copy_(mean)
+        overwrite(state.capture(), self.consensus())
         self._agents_differ = False
         self._agent = None
 
 
-def _signature(module: LightningModule, algorithm: Algorithm, topology: Topology) -> list[str]:
-    parameters = [f"parameter {name} {tuple(p.shape)} {p.dtype}" for name, p in module.named_parameters()]
-    return [f"algorithm {algorithm!r}", f"topology {topology!r}", *parameters]
+def _from_agent_0(tensor: Tensor) -> Tensor:
+    received = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.broadcast(received.view(-1).view(torch.uint8), src=0)  # as bytes: gloo and NCCL know few dtypes
+    return received
+
+
+def _signature(module: LightningModule) -> list[str]:
+    tensors: dict[str, Tensor] = {
+        f"{'parameter' if p.requires_grad else 'frozen'} {name}": p for name, p in module.named_parameters()
+    }
+    tensors |= {f"buffer {name}": buffer for name, buffer in module.named_buffers()}
+    return [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()]
 
 
 def _differences(first: list[str], second: list[str]) -> list[tuple[str, str]]:
-    pairs = zip_longest(first, second, fillvalue="no further parameter")
+    pairs = zip_longest(first, second, fillvalue="no further tensor")
     return [(a, b) for a, b in pairs if a != b]

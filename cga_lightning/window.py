@@ -86,8 +86,8 @@ class ForbidCollectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Refuse operators of c10d, run all others."""
-        if func.namespace == "c10d":
-            raise_collective(func.overloadpacket.__name__.rstrip("_"))
+        if "c10d" in func.namespace:  # also _c10d_functional
+            raise_collective(func.overloadpacket.__name__.strip("_"))
         return func(*args, **(kwargs or {}))
 
 
