@@ -21,10 +21,16 @@ lint: $(VENV)/.test
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp per set of packages: installed again when the requirements change.
-$(VENV)/.%: pyproject.toml setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e '.[$*]'
+# The compiled library is built against torch, which must be there first.
+$(VENV)/.build: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' ninja 'torch>=2.10'
+	touch $@
+
+# A stamp per set of packages: installed again when the requirements or the sources of the library change.
+$(VENV)/.%: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*) $(VENV)/.build
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[$*]'
+	$(BIN)/python -m cga_lightning info
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info cga_lightning/_*.so cga_lightning/*.missing.txt

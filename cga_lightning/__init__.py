@@ -8,8 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cga_lightning import _lightning, ops, partition
-from cga_lightning.algorithms import CGA, DPSGD, Algorithm
-from cga_lightning.topology import Bipartite, Complete, FromMatrix, Ring, Topology
+from cga_lightning.algorithms import CGA, DPSGD, NGC, SGP, Algorithm, GradientTracking, QuasiGlobalMomentum, SwarmSGD
+from cga_lightning.compression import QSGD, RandomK, ScaledSign, TopK
+from cga_lightning.topology import (
+    Bipartite,
+    Complete,
+    DirectedRing,
+    ErdosRenyi,
+    Exponential,
+    FromMatrix,
+    OnePeerExponential,
+    Ring,
+    Topology,
+    Torus,
+)
 
 if TYPE_CHECKING:
     from cga_lightning._for_pytorch_lightning import (
@@ -24,16 +36,30 @@ __version__ = "0.1.0"
 __all__ = [
     "CGA",
     "DPSGD",
+    "NGC",
+    "QSGD",
+    "SGP",
     "Algorithm",
     "Bipartite",
     "Complete",
     "ConsensusMonitor",
     "DecentralizedStrategy",
+    "DirectedRing",
+    "ErdosRenyi",
+    "Exponential",
     "FromMatrix",
+    "GradientTracking",
+    "OnePeerExponential",
     "PartitionedDataModule",
+    "QuasiGlobalMomentum",
+    "RandomK",
     "Ring",
+    "ScaledSign",
     "SimulatedStrategy",
+    "SwarmSGD",
+    "TopK",
     "Topology",
+    "Torus",
     "ops",
     "partition",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cga_lightning.flat import FlatLayout
 from cga_lightning.topology import Topology
 
 GradientAt = Callable[[Tensor], Tensor]
@@ -21,7 +22,7 @@ class Agent:
         topology: a graph of N agents.
         params: the flat parameters `[d]`. The agent owns this buffer from now on.
         gradient_at: computes the gradient `[d]` of this agent's loss, on its current data, at parameters `[d]`.
-        offsets: int64 `[s + 1]`, where the layers begin and end in the flat buffers; one layer if not given.
+        layout: where each parameter lies in the flat vectors; one parameter without padding if not given.
 
     Attributes:
         params: this agent's model x^j `[d]`.
@@ -37,12 +38,12 @@ class Agent:
         topology: Topology,
         params: Tensor,
         gradient_at: GradientAt,
-        offsets: Tensor | None = None,
+        layout: FlatLayout | None = None,
     ) -> None:
         self.rank = rank
         self.topology = topology
         self.params = params
-        self.offsets = torch.tensor([0, params.numel()]) if offsets is None else offsets
+        self.layout = FlatLayout([params], alignment=1) if layout is None else layout
         self.step = 0
         self.state: dict[str, Any] = {}
         self.diagnostics: dict[str, Tensor] = {}
@@ -69,22 +70,36 @@ class Agent:
         return self.topology.at(self.step).neighbors(self.rank)
 
     @property
+    def in_neighbors(self) -> list[int]:
+        """The agents that this one receives from at this step, in ascending order: the neighbors, if undirected."""
+        return self.topology.at(self.step).in_neighbors(self.rank)
+
+    @property
+    def out_neighbors(self) -> list[int]:
+        """The agents that this one sends to at this step, in ascending order: the neighbors, if undirected."""
+        return self.topology.at(self.step).out_neighbors(self.rank)
+
+    @property
     def weights(self) -> dict[int, float]:
-        """The mixing weights pi_jl of this agent's neighbors and of itself at this step; they sum to 1."""
+        """The mixing weights pi_jl of itself and of those that this agent receives from, at this step."""
         row = self.topology.at(self.step).mixing_matrix()[self.rank]
-        return {rank: float(row[rank]) for rank in (self.rank, *self.neighbors)}
+        return {rank: float(row[rank]) for rank in (self.rank, *self.in_neighbors)}
 
     def gradient(self, *, at: Tensor) -> Tensor:
         """The gradient `[d]` of this agent's loss on the data of this step, at the parameters `at` `[d]`."""
         return self._gradient_at(at)
 
+    def average(self, own: Tensor, received: Mapping[int, Tensor], out: Tensor | None = None) -> Tensor:
+        """Return sum_l pi_jl m^l over the `own` vector and those `received` from all in-neighbors."""
+        weights = self.weights
+        mean = torch.mul(own, weights[self.rank], out=out)
+        for rank in sorted(received):
+            mean.add_(received[rank], alpha=weights[rank])
+        return mean
+
     def mix(self, models: Mapping[int, Tensor]) -> None:
-        """Replace `params` by sum_l pi_jl x^l over the own model and the received `models` (all the neighbors').
+        """Replace `params` by the average of the own model and the received `models`.
 
         The old buffer is left as it is until the next call, since neighbors may still read it.
         """
-        weights = self.weights
-        torch.mul(self.params, weights[self.rank], out=self._mixed)
-        for rank in sorted(models):
-            self._mixed.add_(models[rank], alpha=weights[rank])
-        self.params, self._mixed = self._mixed, self.params
+        self.params, self._mixed = self.average(self.params, models, out=self._mixed), self.params

@@ -108,6 +108,10 @@ class AgentStrategy(_Base):
 
     # --- start
 
+    def _bind(self, agents: int) -> None:
+        self.topology = self.topology.bind(agents)
+        self.algorithm.check(self.topology)
+
     @property
     def traffic(self) -> Counter[str]:
         """Payload bytes that the agents of this process have sent so far, by name of the exchange."""

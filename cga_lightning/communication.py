@@ -14,7 +14,7 @@ from itertools import chain, count
 import torch.distributed as dist
 from torch import Tensor
 
-from cga_lightning.algorithms import Messages, Step
+from cga_lightning.algorithms import Exchange, Messages, Step
 
 
 class CommunicationError(RuntimeError):
@@ -63,32 +63,41 @@ class Communicator(ABC):
         self.finish()
 
     def _advance(self, inboxes: Sequence[Messages | None]) -> None:
-        outboxes = [_resume(step, inbox) for step, inbox in zip(self._steps, inboxes, strict=True)]
-        self._pending = any(outbox is not None for outbox in outboxes)
+        yielded = [_resume(step, inbox) for step, inbox in zip(self._steps, inboxes, strict=True)]
+        self._pending = any(exchange is not None for exchange in yielded)
         if self._pending:
-            name = next(self._names)
-            sent = [outbox or {} for outbox in outboxes]
-            self.traffic[name] += sum(tensor.nbytes for outbox in sent for tensor in outbox.values())
-            self._send(sent, name)
+            self._name = next(self._names)
+            exchanges = [Exchange.of(exchange or {}) for exchange in yielded]
+            self.traffic[self._name] += sum(t.nbytes for exchange in exchanges for t in exchange.outbox.values())
+            self._send(exchanges)
 
     @abstractmethod
-    def _send(self, outboxes: list[Messages], name: str) -> None:
-        """Start one exchange."""
+    def _send(self, exchanges: list[Exchange]) -> None:
+        """Start one exchange, named `_name`; one entry per agent of this process."""
 
     @abstractmethod
     def _receive(self) -> list[Messages]:
-        """Complete it: one inbox per agent of this process, with a message from everyone in its outbox."""
+        """Complete it: one inbox per agent of this process, with a message from each of its senders."""
 
 
 class LocalCommunicator(Communicator):
     """All agents live in this process, agent i at index i. Messages are handed over without a copy."""
 
-    def _send(self, outboxes: list[Messages], name: str) -> None:
-        self._outboxes = outboxes
+    def _send(self, exchanges: list[Exchange]) -> None:
+        self._exchanges = exchanges
+        sent = {(rank, receiver) for rank, exchange in enumerate(exchanges) for receiver in exchange.outbox}
+        awaited = {(sender, rank) for rank, exchange in enumerate(exchanges) for sender in exchange.senders}
+        for sender, receiver in sorted(sent ^ awaited):
+            sends, awaits = ("sends", "nothing") if (sender, receiver) in sent else ("does not send", "a message")
+            raise CommunicationError(
+                f"Agent {sender} {sends} {self._name!r} to agent {receiver} at step {self._number}, but agent "
+                f"{receiver} awaits {awaits} from it. The algorithm must yield outboxes and senders that match."
+            )
 
     def _receive(self) -> list[Messages]:
         return [
-            {source: self._outboxes[source][rank] for source in outbox} for rank, outbox in enumerate(self._outboxes)
+            {sender: self._exchanges[sender].outbox[rank] for sender in exchange.senders}
+            for rank, exchange in enumerate(self._exchanges)
         ]
 
 
@@ -106,20 +115,20 @@ class ProcessGroupCommunicator(Communicator):
         self.timeout = timeout
         self._buffers: dict[tuple[str, int], Tensor] = {}
 
-    def _send(self, outboxes: list[Messages], name: str) -> None:
-        (outbox,) = outboxes
-        self._name = name
-        self._inbox = {rank: self._buffer(name, rank, like=message) for rank, message in outbox.items()}
+    def _send(self, exchanges: list[Exchange]) -> None:
+        ((outbox, senders, like),) = exchanges
+        self._inbox = {} if like is None else {rank: self._buffer(rank, like) for rank in senders}
         operations = [dist.P2POp(dist.irecv, buffer, rank) for rank, buffer in self._inbox.items()]
         operations += [dist.P2POp(dist.isend, message, rank) for rank, message in outbox.items()]
+        self._peers = [*self._inbox, *outbox]
         try:
             self._works = dist.batch_isend_irecv(operations) if operations else []
         except RuntimeError as error:
-            raise self._failure(sorted(outbox), error) from error
+            raise self._failure(self._peers, error) from error
 
     def _receive(self) -> list[Messages]:
         # One work per operation in order, or one for all of them (NCCL): either way all are waited for.
-        peers = [*self._inbox, *self._inbox]
+        peers = self._peers
         for i, work in enumerate(self._works):
             try:
                 work.wait(self.timeout)
@@ -128,10 +137,10 @@ class ProcessGroupCommunicator(Communicator):
         self._works = []
         return [self._inbox]
 
-    def _buffer(self, name: str, rank: int, like: Tensor) -> Tensor:
-        buffer = self._buffers.get((name, rank))
+    def _buffer(self, rank: int, like: Tensor) -> Tensor:
+        buffer = self._buffers.get((self._name, rank))
         if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
-            buffer = self._buffers[name, rank] = like.new_empty(like.shape)
+            buffer = self._buffers[self._name, rank] = like.new_empty(like.shape)
         return buffer
 
     def _failure(self, peers: list[int], error: RuntimeError) -> CommunicationError:
@@ -144,7 +153,7 @@ class ProcessGroupCommunicator(Communicator):
         )
 
 
-def _resume(step: Step, inbox: Messages | None) -> Messages | None:
+def _resume(step: Step, inbox: Messages | None) -> Messages | Exchange | None:
     """The next outbox of a step, or None when it has ended."""
     try:
         return next(step) if inbox is None else step.send(inbox)

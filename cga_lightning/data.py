@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,11 @@ class Partitioned(_Base):
         self.labels = labels
         self.eval_batch_size = eval_batch_size or batch_size
         self.loader_options = dict(loader_options or {})
+        # Only now do these count as defined: Lightning warns of a loader without a validation_step, empty or not.
+        if val is not None:
+            self.val_dataloader = partial(self._eval_loader, val)  # type: ignore[method-assign]
+        if test is not None:
+            self.test_dataloader = partial(self._eval_loader, test)  # type: ignore[method-assign]
 
     def parts(self, agents: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
         """The indices into `train` of each agent."""
@@ -98,14 +104,6 @@ class Partitioned(_Base):
         parts = self.parts(strategy.agents)
         loaders = [self._train_loader(rank, parts[rank]) for rank in strategy.local_agents]
         return loaders if len(loaders) > 1 else loaders[0]
-
-    def val_dataloader(self) -> Any:
-        """All validation data; none if there is no `val`."""
-        return [] if self.val is None else self._eval_loader(self.val)
-
-    def test_dataloader(self) -> Any:
-        """All test data; none if there is no `test`."""
-        return [] if self.test is None else self._eval_loader(self.test)
 
     def _train_loader(self, rank: int, part: Any) -> DataLoader[Any]:
         sampler = EpochSampler(len(part), (self.seed, rank))

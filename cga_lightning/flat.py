@@ -13,24 +13,25 @@ ALIGNMENT = 128  # bytes: every parameter starts on a cache line, and on a 16-by
 class FlatLayout:
     """Where each parameter lies in a flat buffer of `d` elements.
 
-    Every parameter is padded with zeros to a multiple of 128 bytes. The zeros add nothing to inner products and
+    Every parameter is padded with zeros to a multiple of `alignment` bytes. The zeros add nothing to inner products and
     norms, and they stay zero under every linear operation on whole buffers.
 
     Args:
         parameters: at least one tensor, all of one floating dtype and on one device, none sharing memory with
             another. Only their shapes are kept.
+        alignment: 1 packs the parameters without padding.
 
     Raises:
         ValueError: for no parameter, several dtypes or devices, or two parameters that overlap in memory.
     """
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
+    def __init__(self, parameters: Iterable[Tensor], alignment: int = ALIGNMENT) -> None:
         parameters = list(parameters)
         _check(parameters)
         self.dtype: torch.dtype = parameters[0].dtype
         self.device: torch.device = parameters[0].device
         self.shapes: tuple[torch.Size, ...] = tuple(p.shape for p in parameters)
-        step = max(1, ALIGNMENT // self.dtype.itemsize)
+        step = max(1, alignment // self.dtype.itemsize)
         ends, end = [0], 0
         for p in parameters:
             end += -(-p.numel() // step) * step

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-ALGORITHMS = ("cga", "dpsgd")
+from cga_lightning.algorithms import ALGORITHMS
+
 LAUNCHERS = {"": "popen", "_spawn": "spawn", "_fork": "fork"}
 
 

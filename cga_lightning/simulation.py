@@ -45,8 +45,8 @@ class Simulated(_Base):
 
     Args:
         agents: the number N of agents.
-        algorithm: "cga", "dpsgd", or an `Algorithm`.
-        topology: "ring", "complete", "bipartite", or a `Topology`.
+        algorithm: an `Algorithm`, or its name: "cga", "compcga", "dpsgd", "sgp", "swarmsgd", ...
+        topology: a `Topology`, or its name: "ring", "complete", "bipartite", "torus", ...
         uneven: when the agents' train loaders differ in length: "cycle" repeats the shorter ones, "min" cuts the
             longer ones, "error" refuses.
         eval_model: validate and save checkpoints with the "consensus" (mean) of all models, or validate with each
@@ -54,7 +54,7 @@ class Simulated(_Base):
         accelerator, checkpoint_io, precision_plugin: as in `SingleDeviceStrategy`.
 
     Raises:
-        ValueError: when the topology does not fit the number of agents.
+        ValueError: when the topology does not fit the number of agents, or the algorithm.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Simulated(_Base):
         )
         if isinstance(agents, bool) or not isinstance(agents, int):
             raise TypeError(f"agents must be the number of agents, an int, got {agents!r}.")
-        self.topology = self.topology.bind(agents)
+        self._bind(agents)
         self.parallel_devices: list[torch.device] | None = None  # set by the Trainer
         self._agents = agents
         self._residents: list[Resident] = []
@@ -237,7 +237,7 @@ class Simulated(_Base):
         for rank, resident in enumerate(self._residents):
             params = self._layout.write([resident.state[i] for i in self._places], out=self._layout.zeros())
             step = resident.agent.step if hasattr(resident, "agent") else 0
-            resident.agent = Agent(rank, self.topology, params, self._gradient_of(resident), self._layout.offsets)
+            resident.agent = Agent(rank, self.topology, params, self._gradient_of(resident), self._layout)
             resident.agent.step = step
             resident.flat_grad = self._layout.zeros()
             self._use_params(resident)

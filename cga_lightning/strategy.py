@@ -44,8 +44,8 @@ class Decentralized(_Base):
     Models are exchanged with the neighbors only; there is no DistributedDataParallel and no sampler is injected.
 
     Args:
-        algorithm: "cga", "dpsgd", or an `Algorithm`.
-        topology: "ring", "complete", "bipartite", or a `Topology`.
+        algorithm: an `Algorithm`, or its name: "cga", "compcga", "dpsgd", "sgp", "swarmsgd", ...
+        topology: a `Topology`, or its name: "ring", "complete", "bipartite", "torus", ...
         timeout: how long an agent waits for a message or a collective before the run ends with an error.
         uneven: when the agents' train loaders differ in length: "cycle" repeats the shorter ones, "min" cuts the
             longer ones, "error" refuses.
@@ -57,7 +57,7 @@ class Decentralized(_Base):
         accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin: as in `DDPStrategy`.
 
     Raises:
-        ValueError: in `Trainer(...)`, when the topology does not fit the number of devices.
+        ValueError: in `Trainer(...)`, when the topology does not fit the number of devices, or the algorithm.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Decentralized(_Base):
     # --- start
 
     def _configure_launcher(self) -> None:
-        self.topology = self.topology.bind(self.agents)  # the first place that knows their number: in Trainer(...)
+        self._bind(self.agents)  # the first place that knows their number: in Trainer(...)
         super()._configure_launcher()
 
     def setup(self, trainer: Trainer) -> None:
@@ -189,7 +189,7 @@ class Decentralized(_Base):
             self.topology,
             self._layout.zeros(),
             lambda at: self._gradient(self._window, self._parameters, self._layout, at),
-            self._layout.offsets,
+            self._layout,
         )
         self._agent.step = step
         self._agents_differ = True

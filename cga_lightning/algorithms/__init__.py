@@ -1,12 +1,44 @@
 """Decentralized algorithms: one method, one file, one readable step."""
 
-from cga_lightning.algorithms.base import Algorithm, Messages, Step
+from collections.abc import Callable
+
+from cga_lightning.algorithms.base import Algorithm, Exchange, Messages, Step, gossip
 from cga_lightning.algorithms.cga import CGA
 from cga_lightning.algorithms.dpsgd import DPSGD
+from cga_lightning.algorithms.ngc import NGC
+from cga_lightning.algorithms.quasi_global import QuasiGlobalMomentum
+from cga_lightning.algorithms.sgp import SGP
+from cga_lightning.algorithms.swarm import SwarmSGD
+from cga_lightning.algorithms.tracking import GradientTracking
+from cga_lightning.compression import ScaledSign
 
-__all__ = ["CGA", "DPSGD", "Algorithm", "Messages", "Step", "from_name"]
+__all__ = [
+    "ALGORITHMS",
+    "CGA",
+    "DPSGD",
+    "NGC",
+    "SGP",
+    "Algorithm",
+    "Exchange",
+    "GradientTracking",
+    "Messages",
+    "QuasiGlobalMomentum",
+    "Step",
+    "SwarmSGD",
+    "from_name",
+    "gossip",
+]
 
-_BY_NAME: dict[str, type[Algorithm]] = {"cga": CGA, "dpsgd": DPSGD}
+ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
+    "cga": CGA,
+    "compcga": lambda: CGA(compressor=ScaledSign()),
+    "dpsgd": DPSGD,
+    "sgp": SGP,
+    "swarmsgd": SwarmSGD,
+    "ngc": NGC,
+    "compngc": lambda: NGC(compressor=ScaledSign()),
+    "gradient_tracking": GradientTracking,
+}
 
 
 def from_name(name: str) -> Algorithm:
@@ -15,6 +47,6 @@ def from_name(name: str) -> Algorithm:
     Raises:
         ValueError: for an unknown name.
     """
-    if name not in _BY_NAME:
-        raise ValueError(f"Unknown algorithm {name!r}; choose one of {', '.join(map(repr, _BY_NAME))}.")
-    return _BY_NAME[name]()
+    if name not in ALGORITHMS:
+        raise ValueError(f"Unknown algorithm {name!r}; choose one of {', '.join(map(repr, ALGORITHMS))}.")
+    return ALGORITHMS[name]()

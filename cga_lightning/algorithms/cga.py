@@ -8,6 +8,8 @@ from torch import Tensor
 
 from cga_lightning.agent import Agent
 from cga_lightning.algorithms.base import Algorithm, Messages, Step
+from cga_lightning.algorithms.compressed import compressed
+from cga_lightning.compression import Compressor
 from cga_lightning.ops import project_
 
 
@@ -28,6 +30,7 @@ class CGA(Algorithm):
             that margin=1 projects the weighted mean of all gradients.
         scope: "model" solves one problem for all parameters; "layer" one for each parameter tensor.
         eps: relative ridge of the quadratic program; the operator's default for the dtype if None.
+        compressor: sends the cross-gradients in fewer bytes. CompCGA is `CGA(compressor=ScaledSign())`.
 
     Raises:
         ValueError: for a negative margin or eps, or an unknown weights or scope.
@@ -45,6 +48,7 @@ class CGA(Algorithm):
         weights: Literal["uniform", "mixing"] = "mixing",
         scope: Literal["model", "layer"] = "model",
         eps: float | None = None,
+        compressor: Compressor | None = None,
     ) -> None:
         for name, value in (("margin", margin), ("eps", eps)):
             if value is not None and not 0 <= value < float("inf"):
@@ -56,6 +60,7 @@ class CGA(Algorithm):
         self.weights = weights
         self.scope = scope
         self.eps = eps
+        self.compressor = compressor
 
     @classmethod
     def reference(cls) -> CGA:
@@ -65,7 +70,8 @@ class CGA(Algorithm):
     def step(self, agent: Agent) -> Step:
         """Exchange models, return cross-gradients, project, mix."""
         models = yield {rank: agent.params for rank in agent.neighbors}
-        cross_gradients = yield {rank: agent.gradient(at=model) for rank, model in models.items()}
+        gradients = {rank: agent.gradient(at=model) for rank, model in models.items()}
+        cross_gradients = yield from compressed(agent, "cross_gradients", gradients, self.compressor)
         self._project(agent, cross_gradients)
         agent.mix(models)
 
@@ -73,12 +79,12 @@ class CGA(Algorithm):
         ranks = sorted(cross_gradients)
         rows = [cross_gradients[rank] for rank in ranks]
         weights = agent.weights if self.weights == "mixing" else dict.fromkeys((agent.rank, *ranks), 1.0)
-        own_weight = weights[agent.rank]
-        for rank, row in zip(ranks, rows, strict=True):
-            _scale(row, weights[rank] / own_weight)  # nothing to do on regular graphs
-        offsets = agent.offsets if self.scope == "layer" else None
+        largest = max(weights.values())
+        for rank, gradient in zip((agent.rank, *ranks), (agent.grad, *rows), strict=True):
+            _scale(gradient, weights[rank] / largest)  # nothing to do on regular graphs
+        offsets = agent.layout.offsets if self.scope == "layer" else None
         projection = project_(rows, agent.grad, margin=self.margin, offsets=offsets, eps=self.eps)
-        _scale(agent.grad, own_weight)
+        _scale(agent.grad, largest)
         agent.diagnostics["conflicts"] = (projection.dual > self.margin).double().mean()
         agent.diagnostics["non_finite"] = (projection.status == 2).double().mean()
 

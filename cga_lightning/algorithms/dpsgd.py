@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cga_lightning.agent import Agent
-from cga_lightning.algorithms.base import Algorithm, Step
+from cga_lightning.algorithms.base import Algorithm, Step, gossip
 
 
 class DPSGD(Algorithm):
@@ -15,8 +15,9 @@ class DPSGD(Algorithm):
     """
 
     exchanges = ("models",)
+    graphs = "balanced"
 
     def step(self, agent: Agent) -> Step:
         """Mix the neighbors' models; the gradient was taken before mixing."""
-        models = yield {rank: agent.params for rank in agent.neighbors}
+        models = yield gossip(agent, agent.params)
         agent.mix(models)

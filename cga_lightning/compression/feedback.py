@@ -51,7 +51,6 @@ class ErrorFeedback(Compressor):
         return {"memory": self.memory, "compressor": self.compressor.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over both."""
-        memory: Tensor | None = state["memory"]
-        self.memory = None if memory is None else memory.clone()
+        """Take over both; the memory is not copied either."""
+        self.memory = state["memory"]
         self.compressor.load_state_dict(state["compressor"])

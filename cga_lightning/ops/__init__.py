@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cga_lightning.ops import _checks, _reference
+from cga_lightning.ops import _checks
+from cga_lightning.ops._library import backend
 
 __all__ = ["Projection", "backend", "project", "project_"]
 
@@ -72,8 +73,8 @@ def project(
     The result is detached from the graph, and nothing waits for a CUDA device.
 
     """
-    rows = _checks.rows(cross, own, "project")
-    return _run(rows, own.detach().clone(), margin, offsets, eps, "project")
+    rows, bounds, margin, ridge = _checks.arguments("project", cross, own, margin, offsets, eps)
+    return Projection(*torch.ops.cga_lightning.project(rows, own.detach(), bounds, margin, ridge))
 
 
 def project_(
@@ -89,20 +90,5 @@ def project_(
     Memory for a second gradient costs more than the whole projection. ``own`` must not share memory with
     ``cross``.
     """
-    rows = _checks.rows(cross, own, "project_")
-    return _run(rows, own, margin, offsets, eps, "project_")
-
-
-def backend(device: torch.device | str) -> str:
-    """Return which implementation serves a device: "cpp", "cuda", "cupy" or "torch" (plain PyTorch)."""
-    torch.device(device)
-    return "torch"
-
-
-def _run(
-    rows: list[Tensor], own: Tensor, margin: float, offsets: Tensor | None, eps: float | None, operator: str
-) -> Projection:
-    margin, ridge = _checks.scalars(margin, eps, own.dtype, operator)
-    bounds = _checks.offsets(offsets, own.numel(), operator)
-    dual, status = _reference.project_(rows, own, bounds, margin, ridge)
-    return Projection(own, dual, status)
+    rows, bounds, margin, ridge = _checks.arguments("project_", cross, own, margin, offsets, eps)
+    return Projection(own, *torch.ops.cga_lightning.project_(rows, own.detach(), bounds, margin, ridge))

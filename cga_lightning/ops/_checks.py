@@ -4,9 +4,11 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 MAX_ROWS = 64
 # Ridge relative to the squared norm of a row: above the rounding of the gradients, below what matters to
@@ -15,7 +17,30 @@ MAX_ROWS = 64
 DEFAULT_EPS = {torch.float32: 1e-6, torch.float16: 1e-4, torch.bfloat16: 1e-4, torch.float64: 1e-12}
 
 
-def rows(cross: Tensor | Sequence[Tensor], own: Tensor, operator: str) -> list[Tensor]:
+class Arguments(NamedTuple):
+    """Checked arguments of a projection, with the defaults filled in."""
+
+    rows: list[Tensor]  # K tensors [d]
+    offsets: Tensor  # int64 [s + 1] on the CPU
+    margin: float
+    ridge: float
+
+
+def arguments(
+    operator: str,
+    cross: Tensor | Sequence[Tensor],
+    own: Tensor,
+    margin: float,
+    offsets: Tensor | None,
+    eps: float | None,
+) -> Arguments:
+    """Check all arguments of ``project`` or ``project_``."""
+    listed = rows(operator, cross, own)
+    margin, ridge = scalars(operator, margin, eps, own.dtype)
+    return Arguments(listed, bounds(operator, offsets, own.numel()), margin, ridge)
+
+
+def rows(operator: str, cross: Tensor | Sequence[Tensor], own: Tensor) -> list[Tensor]:
     """Return the K cross-gradients as a list of [d] tensors that agree with ``own`` [d]."""
     _check_own(own, operator)
     listed = _listed(cross, operator)
@@ -26,13 +51,13 @@ def rows(cross: Tensor | Sequence[Tensor], own: Tensor, operator: str) -> list[T
     return listed
 
 
-def scalars(margin: float, eps: float | None, dtype: torch.dtype, operator: str) -> tuple[float, float]:
+def scalars(operator: str, margin: float, eps: float | None, dtype: torch.dtype) -> tuple[float, float]:
     """Return the margin and the ridge as floats, with the ridge's default for the dtype."""
     ridge = DEFAULT_EPS[dtype] if eps is None else eps
     return _non_negative(margin, "margin", operator), _non_negative(ridge, "eps", operator)
 
 
-def offsets(given: Tensor | None, length: int, operator: str) -> Tensor:
+def bounds(operator: str, given: Tensor | None, length: int) -> Tensor:
     """Return the segment bounds as int64 [s + 1] on the CPU; one segment if none are given."""
     if given is None:
         return torch.tensor([0, length], dtype=torch.int64, device="cpu")
@@ -46,16 +71,55 @@ def offsets(given: Tensor | None, length: int, operator: str) -> Tensor:
         )
     if given.dim() != 1 or given.numel() < 2:
         raise ValueError(f"{operator}: offsets must have shape [s + 1] with s >= 1, found {list(given.shape)}.")
-    _check_bounds(given.tolist(), length, operator)
+    if has_values(given):
+        _check_bounds(given.tolist(), length, operator)
     return given.contiguous()
 
 
-def _check_bounds(bounds: list[int], length: int, operator: str) -> None:
-    if bounds[0] != 0:
-        raise ValueError(f"{operator}: offsets must start at 0, found {bounds[0]}.")
-    if bounds[-1] != length:
-        raise ValueError(f"{operator}: offsets must end at d = {length}, found {bounds[-1]}.")
-    for index, (low, high) in enumerate(pairwise(bounds)):
+def disjoint(operator: str, listed: list[Tensor], own: Tensor) -> None:
+    """Check that no row shares memory with ``own``, which is about to be overwritten."""
+    start, stop = _extent(own)
+    for index, row in enumerate(listed):
+        first, last = _extent(row)
+        if first < stop and start < last:
+            raise ValueError(f"{operator}: rows[{index}] must not share memory with own.")
+
+
+def products(operator: str, given: Tensor) -> None:
+    """Check inner products [s, K + 1, K + 1]."""
+    if given.dtype != torch.float64:
+        raise TypeError(f"{operator}: products must be float64, found {given.dtype}.")
+    if given.dim() != 3 or given.shape[1] != given.shape[2] or not 2 <= given.shape[1] <= MAX_ROWS + 1:
+        raise ValueError(
+            f"{operator}: products must have shape [s, K + 1, K + 1] with 1 <= K <= {MAX_ROWS}, "
+            f"found {list(given.shape)}."
+        )
+
+
+def dual(operator: str, given: Tensor, segments: int, count: int) -> None:
+    """Check weights [s, K]."""
+    if given.dtype != torch.float64:
+        raise TypeError(f"{operator}: dual must be float64, found {given.dtype}.")
+    if list(given.shape) != [segments, count]:
+        raise ValueError(f"{operator}: dual must have shape [s, K] = {[segments, count]}, found {list(given.shape)}.")
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor on the CPU holds data now, and is not a stand-in of a compiler."""
+    return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor))
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    start = tensor.data_ptr()
+    return start, start + tensor.numel() * tensor.element_size()
+
+
+def _check_bounds(found: list[int], length: int, operator: str) -> None:
+    if found[0] != 0:
+        raise ValueError(f"{operator}: offsets must start at 0, found {found[0]}.")
+    if found[-1] != length:
+        raise ValueError(f"{operator}: offsets must end at d = {length}, found {found[-1]}.")
+    for index, (low, high) in enumerate(pairwise(found)):
         if high < low:
             raise ValueError(
                 f"{operator}: offsets must not decrease, found offsets[{index}] = {low}, offsets[{index + 1}] = {high}."

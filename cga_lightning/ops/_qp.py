@@ -1,9 +1,9 @@
-"""The small quadratic programs, one per segment and solved together: Lawson-Hanson on a sweep tableau.
+"""The small quadratic programs, one per segment and solved together: Lawson-Hanson in float64.
 
-Lawson and Hanson, "Solving Least Squares Problems" (1974), chapter 23, with Beaton's sweep operator (1964) in
-place of repeated factorisations. The method is exact and finite, needs no positive definite matrix, and makes
-about as many pivots as rows are active in the end. One step below is one pivot of every problem that is not
-finished.
+Lawson and Hanson, "Solving Least Squares Problems" (1974), chapter 23: an active set grows by the most
+violated row and shrinks by the rows whose weight would turn negative. It is exact and finite, takes singular
+matrices, and makes about as many steps as rows are active in the end. Each step solves its linear system anew
+from the given numbers, so that no rounding accumulates.
 """
 
 from typing import NamedTuple
@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Both apply to a problem of unit diagonal and unit linear term, so they are free of scale. A Schur complement
-# below the first is rounding: the row depends on the active ones. A reduced gradient above the second is
-# optimal.
+# All apply to a problem of unit diagonal and unit linear term, so they are free of scale. A Schur complement
+# below the first is rounding: the row depends on the active ones. A slope above the second plus the third
+# times the largest weight is rounding too: the row is optimal.
 _DEPENDENT = 1e-14
 _OPTIMAL = -1e-12
+_OPTIMAL_PER_WEIGHT = -1e-14
 
 
 class _Problem(NamedTuple):
@@ -59,34 +60,42 @@ def _scaled(gram: Tensor, usable: Tensor, margin: float, eps: float) -> _Problem
     return _Problem(matrix, torch.where(peak > 0, linear / peak, 0.0), peak * scale)
 
 
+class _Step(NamedTuple):
+    """The problem with the active rows solved for; all [s, K]."""
+
+    target: Tensor  # minimiser over the active rows, 0 elsewhere
+    slope: Tensor  # gradient Aw + q there
+    schur: Tensor  # what is left of the diagonal of A when the active rows are eliminated
+
+
 def _lawson_hanson(matrix: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
     """Return the weights w [s, K] and whether each problem converged [s].
 
-    The last column of the tableau always holds the answer: the minimiser on the active rows with its sign
-    flipped, and the reduced gradient of the others. Without a GPU the loop ends early; with one it never asks
-    the device.
+    Without a GPU the loop ends early; with one it never asks the device.
     """
-    tableau = _tableau(matrix, linear)
     weights = torch.zeros_like(linear)
     active = torch.zeros_like(linear, dtype=torch.bool)
     moving = active[:, 0]
     for _ in range(10 * linear.shape[1] + 20):
-        target = torch.where(active, -tableau[:, :-1, -1], 0.0)
-        weights, leave, blocked = _advance(weights, target, active)
-        enter, found = _most_violated(tableau, active)
-        pivot, moving = torch.where(blocked, leave, enter), blocked | found
+        step = _eliminate(matrix, linear, active)
+        weights, leave, blocked = _advance(weights, step.target, active)
+        enter, found = _most_violated(step, weights, active)
+        moving = blocked | found
         if moving.is_cpu and not moving.any():
             break
-        tableau = torch.where(moving[:, None, None], _sweep(tableau, pivot, blocked), tableau)
-        active = active ^ (moving[:, None] & _one_hot(pivot, active))
+        active = active ^ (moving[:, None] & _one_hot(torch.where(blocked, leave, enter), active))
     return weights, ~moving
 
 
-def _tableau(matrix: Tensor, linear: Tensor) -> Tensor:
-    """Return the symmetric [[A, q], [q', 0]], [s, K + 1, K + 1]."""
-    upper = torch.cat([matrix, linear[:, :, None]], 2)
-    last = torch.cat([linear, torch.zeros_like(linear[:, :1])], 1)
-    return torch.cat([upper, last[:, None, :]], 1)
+def _eliminate(matrix: Tensor, linear: Tensor, active: Tensor) -> _Step:
+    identity = torch.eye(active.shape[1], dtype=matrix.dtype, device=matrix.device)
+    system = torch.where(active[:, :, None] & active[:, None, :], matrix, identity)
+    rows = torch.where(active[:, :, None], torch.cat([matrix, linear[:, :, None]], 2), 0.0)
+    solved = torch.linalg.solve_ex(system, rows).result
+    target = -solved[:, :, -1]
+    slope = (matrix @ target[:, :, None])[:, :, 0] + linear
+    schur = matrix.diagonal(dim1=1, dim2=2) - (rows * solved)[:, :, :-1].sum(1)
+    return _Step(target, slope, schur)
 
 
 def _advance(weights: Tensor, target: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,24 +113,11 @@ def _advance(weights: Tensor, target: Tensor, active: Tensor) -> tuple[Tensor, T
     return torch.where(blocked[:, None], partial, target), leave, blocked
 
 
-def _most_violated(tableau: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the independent inactive row with the least reduced gradient [s], and whether it should enter
-    [s]."""
-    independent = tableau.diagonal(dim1=1, dim2=2)[:, :-1] > _DEPENDENT
-    least, enter = torch.where(independent & ~active, tableau[:, :-1, -1], torch.inf).min(1)
-    return enter, least < _OPTIMAL
-
-
-def _sweep(tableau: Tensor, pivot: Tensor, leaving: Tensor) -> Tensor:
-    """Sweep row ``pivot`` [s] into the solution, or out of it where ``leaving`` [s]: one rank-1 update
-    each."""
-    column = tableau.gather(2, pivot[:, None, None].expand(-1, tableau.shape[1], 1))
-    corner = column.gather(1, pivot[:, None, None])
-    swept = tableau - column * (column / corner).mT
-    edge = torch.where(leaving[:, None, None], -column, column) / corner
-    hit = _one_hot(pivot, swept[:, 0])[:, :, None]
-    swept = torch.where(hit, edge.mT, torch.where(hit.mT, edge, swept))
-    return torch.where(hit & hit.mT, -corner.reciprocal(), swept)
+def _most_violated(step: _Step, weights: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the independent inactive row with the least slope [s], and whether it should enter [s]."""
+    candidate = ~active & (step.schur > _DEPENDENT)
+    least, enter = torch.where(candidate, step.slope, torch.inf).min(1)
+    return enter, least < _OPTIMAL + _OPTIMAL_PER_WEIGHT * weights.amax(1)
 
 
 def _one_hot(index: Tensor, like: Tensor) -> Tensor:

@@ -68,13 +68,18 @@ class Topology(ABC):
         """Return the graph of that step: itself, unless the topology varies in time."""
         return self
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether, at every step, each edge has a way back."""
+        return np.array_equal(self._links, self._links.T)
+
     def neighbors(self, rank: int) -> list[int]:
         """Agents that exchange messages with ``rank``, sorted, without itself.
 
         Raises:
             ValueError: some edge has no way back; ask for ``in_neighbors`` and ``out_neighbors`` there.
         """
-        if not np.array_equal(self._links, self._links.T):
+        if not self.symmetric:
             raise ValueError(f"{self!r} is directed; use in_neighbors(rank) and out_neighbors(rank).")
         return self.in_neighbors(rank)
 

@@ -43,6 +43,11 @@ class OnePeerExponential(Topology):
         """Return the graph of that step; the peers repeat after ceil(log2 N) steps."""
         return self._phases[step % len(self._phases)]
 
+    @property
+    def symmetric(self) -> bool:
+        """Only for two agents."""
+        return all(phase.symmetric for phase in self._phases)
+
     @cached_property
     def _phases(self) -> list[Topology]:
         agents = self._bound()

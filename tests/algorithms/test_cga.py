@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from cga_lightning import CGA, DPSGD, Algorithm, Complete
 from cga_lightning.agent import Agent
-from cga_lightning.algorithms import from_name
+from cga_lightning.algorithms import Exchange, from_name
+from cga_lightning.flat import FlatLayout
 
 OWN = torch.tensor([1.0, 0.0, 0.0])
 CROSS = {1: torch.tensor([-1.0, 1.0, 0.0]), 2: torch.tensor([0.0, 1.0, 1.0])}
 MODELS = {1: torch.tensor([3.0, 0.0, 0.0]), 2: torch.tensor([0.0, 3.0, 0.0])}
 
 
-def step(algorithm: Algorithm, offsets: Tensor | None = None) -> Agent:
+def step(algorithm: Algorithm, layout: FlatLayout | None = None) -> Agent:
     """Drive agent 0 of three through one step with given messages."""
-    agent = Agent(0, Complete(3), torch.zeros(3), lambda at: -at, offsets)
+    agent = Agent(0, Complete(3), torch.zeros(3), lambda at: -at, layout)
     running = algorithm.step(agent)
-    outbox = next(running)
+    outbox = Exchange.of(next(running)).outbox
     assert {rank: message.tolist() for rank, message in outbox.items()} == {1: [0, 0, 0], 2: [0, 0, 0]}
     agent.grad = OWN.clone()
     inbox = MODELS
@@ -46,7 +46,8 @@ def test_the_default_projects_the_weighted_mean() -> None:
 
 
 def test_a_program_per_layer_sees_one_layer_at_a_time() -> None:
-    agent = step(CGA(margin=0.0, weights="uniform", scope="layer"), offsets=torch.tensor([0, 1, 3]))
+    layout = FlatLayout([torch.zeros(1), torch.zeros(2)], alignment=1)
+    agent = step(CGA(margin=0.0, weights="uniform", scope="layer"), layout)
     torch.testing.assert_close(agent.grad, torch.tensor([0.0, 0.0, 0.0]))
 
 
@@ -57,7 +58,8 @@ def test_dpsgd_mixes_and_keeps_its_gradient() -> None:
 
 
 def test_the_reference_is_the_rule_of_the_published_code() -> None:
-    assert CGA.reference().settings() == {"margin": 0.5, "weights": "mixing", "scope": "layer", "eps": None}
+    settings = {"margin": 0.5, "weights": "mixing", "scope": "layer"}
+    assert CGA.reference().settings() == settings | {"eps": None, "compressor": None}
 
 
 @pytest.mark.parametrize(

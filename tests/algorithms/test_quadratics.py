@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from cga_lightning import CGA, DPSGD, Algorithm, Bipartite, Complete, Ring, Topology
+from cga_lightning import CGA, DPSGD, Algorithm, Bipartite, Complete, FromMatrix, Ring, Topology
 from tests.quadratics import Quadratics, consensus_distance, train
 
 ALGORITHMS = [CGA(), CGA(margin=0.0, weights="uniform"), CGA.reference(), DPSGD()]
-TOPOLOGIES = [Complete(5), Ring(5), Bipartite(5)]
+TOPOLOGIES = [Complete(5), Ring(5), Bipartite(5), FromMatrix((np.ones((5, 5)) - np.eye(5)) / 4)]
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=repr)

@@ -6,8 +6,6 @@ from projection_asserts import assert_combines, assert_feasible
 from projection_backends import Implementation
 from projection_inputs import Case, random_rows
 
-from cga_lightning.ops import _reference
-
 BAD = [float("nan"), float("inf"), float("-inf")]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -98,17 +96,22 @@ def test_aligned_and_unaligned_memory_agree(run: Implementation) -> None:
         torch.testing.assert_close(result.gradient, run(rows, own).gradient)
 
 
-def test_gram_of_ten_million_terms() -> None:
+LONG = {
+    "one sign, heavy tails": lambda x: x.mul(2).exp(),
+    "equal terms": lambda x: torch.full_like(x, 1.3),
+    "normal": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_products_of_ten_million_terms(run: Implementation, name: str) -> None:
     length = 10_000_000
-    generator = torch.Generator().manual_seed(1)
-    normal = torch.randn(length, generator=generator)
-    rows = [normal, torch.rand(length, generator=generator)]
-    own = normal.exp()  # one sign and heavy tails
-    offsets = torch.tensor([0, length])
-    exact = _reference.gram(rows, own, offsets, exact=True)[0]
+    normal = torch.randn(length, generator=torch.Generator().manual_seed(1))
+    rows = [LONG[name](normal), normal.flip(0), normal.abs()]
+    products = run.gram(rows[:2], rows[2], torch.tensor([0, length]))[0]
+    exact = torch.tensor([[torch.dot(a.double(), b.double()) for a in rows] for b in rows])
     norms = exact.diagonal().sqrt()
-    error = (_reference.gram(rows, own, offsets)[0] - exact).abs() / torch.outer(norms, norms)
-    assert error.max() <= 1e-6
+    assert ((products - exact).abs() / torch.outer(norms, norms)).max() <= 1e-6
 
 
 @pytest.mark.parametrize("d", [300, 20_000])

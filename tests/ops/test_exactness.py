@@ -15,6 +15,8 @@ from projection_asserts import (
 from projection_backends import IMPLEMENTATIONS, Implementation
 from projection_inputs import CASES, Case, random_rows
 
+from cga_lightning.ops import Projection
+
 HALVES = [torch.float16, torch.bfloat16]
 FITS_HALF = [case for case in CASES if np.abs(case.rows).max() < 1e3 and np.abs(case.own).max() < 1e3]
 
@@ -117,3 +119,20 @@ def test_projection_is_idempotent_and_not_expansive(run: Implementation) -> None
     first, second = run(rows, own).gradient, run(rows, torch.tensor(other)).gradient
     torch.testing.assert_close(run(rows, first).gradient, first, rtol=0, atol=1e-9)
     assert (first - second).norm() <= (own - torch.tensor(other)).norm()
+
+
+def test_two_thousand_random_problems(run: Implementation) -> None:
+    """As segments of 20 calls: K = 1 to 20, 100 problems each."""
+    for count in range(1, 21):
+        rng = np.random.default_rng(count)
+        pieces = [random_rows(count, int(rng.integers(2**31)), d=40) for _ in range(100)]
+        rows = np.concatenate([piece[0] for piece in pieces], 1)
+        own = np.concatenate([piece[1] for piece in pieces])
+        offsets = torch.arange(0, own.size + 1, 40)
+        tensors, start = Case("many", rows, own).tensors(torch.float64)
+        result = run(tensors, start, offsets=offsets, margin=0.1, eps=0.0)
+        assert result.status.count_nonzero() == 0
+        for segment in range(100):
+            part = slice(40 * segment, 40 * segment + 40)
+            alone = Projection(result.gradient[part], result.dual[[segment]], result.status[[segment]])
+            assert_equals_exact(alone, [row[part] for row in tensors], start[part], 0.1, 1e-9)

@@ -1,0 +1,36 @@
+"""One exchange of an algorithm in compressed form."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from torch import Tensor
+
+from cga_lightning.agent import Agent
+from cga_lightning.algorithms.base import Messages
+from cga_lightning.compression import Compressor, ErrorFeedback
+
+
+def compressed(
+    agent: Agent, name: str, outbox: Messages, compressor: Compressor | None
+) -> Generator[Messages, Messages, Messages]:
+    """`inbox = yield outbox`, in fewer bytes: `inbox = yield from compressed(agent, name, outbox, compressor)`.
+
+    Every directed edge has its own error memory and random stream, which the sender keeps in `agent.state[name]` by
+    receiver. Without a compressor the messages go as they are.
+    """
+    if compressor is None:
+        return (yield outbox)
+    wires = yield {rank: _compress(agent, name, rank, message, compressor) for rank, message in outbox.items()}
+    return {rank: compressor.decompress(wire, agent.layout) for rank, wire in wires.items()}
+
+
+def _compress(agent: Agent, name: str, receiver: int, message: Tensor, compressor: Compressor) -> Tensor:
+    states = agent.state.setdefault(name, {})
+    edge = agent.rank * (agent.topology.agents or 0) + receiver
+    channel = (ErrorFeedback(compressor) if compressor.needs_feedback else compressor).fork(edge)
+    if receiver in states:
+        channel.load_state_dict(states[receiver])
+    wire = channel.compress(message, agent.layout)
+    states[receiver] = channel.state_dict()
+    return wire

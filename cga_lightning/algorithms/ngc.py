@@ -1,0 +1,47 @@
+"""Neighborhood Gradient Clustering."""
+
+from __future__ import annotations
+
+from cga_lightning.agent import Agent
+from cga_lightning.algorithms.base import Algorithm, Step
+from cga_lightning.algorithms.compressed import compressed
+from cga_lightning.compression import Compressor
+
+
+class NGC(Algorithm):
+    """Step along the weighted mean of the own gradient and of all cross-gradients around agent j.
+
+    Model-variant ones, grad F_j(x^l), are of the neighbors' models on the own data; data-variant ones, grad F_l(x^j),
+    are of the own model on the neighbors' data:
+
+        direction = sum_l pi_jl ((1 - alpha) grad F_j(x^l) + alpha grad F_l(x^j)),    l = j included.
+
+    Args:
+        alpha: the share of the data-variant ones, in [0, 1]; 1 in the published runs. With 0 no gradient is sent.
+        compressor: sends the cross-gradients in fewer bytes. CompNGC is `NGC(compressor=ScaledSign())`.
+
+    Raises:
+        ValueError: for alpha out of range.
+
+    Source: Aketi et al., "Neighborhood Gradient Clustering: An Efficient Decentralized Learning Method for Non-IID Data
+    Distributions", arXiv 2209.14390, 2022, Algorithm 1.
+    """
+
+    exchanges = ("models", "cross_gradients")
+
+    def __init__(self, *, alpha: float = 1.0, compressor: Compressor | None = None) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"NGC(alpha=...) must be in [0, 1], got {alpha}.")
+        self.alpha = alpha
+        self.compressor = compressor
+
+    def step(self, agent: Agent) -> Step:
+        """Exchange models, return cross-gradients, take the mean of both kinds, mix."""
+        models = yield {rank: agent.params for rank in agent.neighbors}
+        model_variant = {rank: agent.gradient(at=model) for rank, model in models.items()}
+        direction = agent.average(agent.grad, model_variant)
+        if self.alpha:
+            data_variant = yield from compressed(agent, "cross_gradients", model_variant, self.compressor)
+            direction.lerp_(agent.average(agent.grad, data_variant), self.alpha)
+        agent.grad = direction
+        agent.mix(models)

@@ -1,0 +1,135 @@
+"""The operators of ``torch.ops.cga_lightning``: schemas, fake kernels, the compiled library, the fallback.
+
+Schemas are defined here, so that the operators exist with and without a compiled library. A compiled library
+adds kernels under its dispatch key; every other device is served by the plain torch kernels below.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cga_lightning.ops import _checks, _qp, _reference
+
+# Typed as Any: not every torch release annotates these.
+_torch_library: Any = torch.library
+_torch_ops: Any = torch.ops
+_library = _torch_library.Library("cga_lightning", "DEF")
+_operators = _torch_ops.cga_lightning
+
+_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+_loaded: dict[str, str] = {}  # backend by dispatch key
+_missing: dict[str, str] = {}  # reason by backend
+
+
+def backend(device: torch.device | str) -> str:
+    """Return which implementation serves a device: "cpp", "cuda", "cupy" or "torch" (plain PyTorch)."""
+    return _loaded.get(_KEYS.get(torch.device(device).type, ""), "torch")
+
+
+def missing() -> dict[str, str]:
+    """Return why a compiled library is not in use, by the name of its backend."""
+    return dict(_missing)
+
+
+def load(name: str, device: str, backend: str) -> None:
+    """Load a compiled library of the package, or keep the reason why it is not there.
+
+    Args:
+        name: file name up to its first dot.
+        device: type of device that it serves.
+        backend: what :func:`backend` calls it.
+
+    """
+    package = Path(__file__).parent.parent
+    found = [path for path in sorted(package.glob(f"{name}.*")) if path.suffix in {".so", ".pyd", ".dylib"}]
+    if not found:
+        report = package / f"{name}.missing.txt"
+        _missing[backend] = report.read_text().strip() if report.exists() else "it was not built"
+        return
+    try:
+        _torch_ops.load_library(found[0])
+        _loaded[_KEYS[device]] = backend
+    except OSError as error:
+        _missing[backend] = f"{found[0].name} could not be loaded: {error}"
+
+
+def _gram(rows: list[Tensor], own: Tensor, offsets: Tensor, exact: bool = False) -> Tensor:
+    rows = _checks.rows("gram", rows, own)
+    return _reference.gram(rows, own, _checks.bounds("gram", offsets, own.numel()))
+
+
+def _solve(products: Tensor, margin: float, eps: float) -> tuple[Tensor, Tensor]:
+    _checks.products("solve", products)
+    return _qp.solve(products, *_checks.scalars("solve", margin, eps, products.dtype))
+
+
+def _combine_(rows: list[Tensor], own: Tensor, offsets: Tensor, dual: Tensor) -> None:
+    rows = _checks.rows("combine_", rows, own)
+    _checks.disjoint("combine_", rows, own)
+    offsets = _checks.bounds("combine_", offsets, own.numel())
+    _checks.dual("combine_", dual, offsets.numel() - 1, len(rows))
+    _reference.combine_(rows, own, offsets, dual)
+
+
+def _project_(rows: list[Tensor], own: Tensor, offsets: Tensor, margin: float, eps: float) -> tuple[Tensor, Tensor]:
+    rows, offsets, margin, eps = _checks.arguments("project_", rows, own, margin, offsets, eps)
+    _checks.disjoint("project_", rows, own)
+    return _reference.project_(rows, own, offsets, margin, eps)
+
+
+def _project(
+    rows: list[Tensor], own: Tensor, offsets: Tensor, margin: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradient = own.clone()
+    return gradient, *_operators.project_(rows, gradient, offsets, margin, eps)
+
+
+def _fake_gram(rows: list[Tensor], own: Tensor, offsets: Tensor, exact: bool = False) -> Tensor:
+    size = len(rows) + 1
+    return own.new_empty((offsets.shape[0] - 1, size, size), dtype=torch.float64)
+
+
+def _fake_solve(products: Tensor, margin: float, eps: float) -> tuple[Tensor, Tensor]:
+    segments, size = products.shape[:2]
+    return products.new_empty((segments, size - 1)), products.new_empty(segments, dtype=torch.int32)
+
+
+def _fake_combine_(rows: list[Tensor], own: Tensor, offsets: Tensor, dual: Tensor) -> None:
+    return None
+
+
+def _fake_project_(
+    rows: list[Tensor], own: Tensor, offsets: Tensor, margin: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _fake_solve(_fake_gram(rows, own, offsets), margin, eps)
+
+
+def _fake_project(
+    rows: list[Tensor], own: Tensor, offsets: Tensor, margin: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(own), *_fake_project_(rows, own, offsets, margin, eps)
+
+
+def _define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define an operator with a kernel for every device that has no compiled one. It is not
+    differentiable."""
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    torch.library.register_fake(f"cga_lightning::{name}", fake, lib=_library)
+
+
+# rows: the K cross-gradients [d]; own: [d]; offsets: int64 [s + 1] on the CPU; all contiguous.
+# products: of rows and own (last) in each segment, [s, K + 1, K + 1] float64; exact: formed in float64.
+# dual: [s, K] float64; status: [s] int32.
+_define("gram(Tensor[] rows, Tensor own, Tensor offsets, bool exact=False) -> Tensor", _gram, _fake_gram)
+_define("solve(Tensor products, float margin, float eps) -> (Tensor, Tensor)", _solve, _fake_solve)
+_define("combine_(Tensor[] rows, Tensor(a!) own, Tensor offsets, Tensor dual) -> ()", _combine_, _fake_combine_)
+_PROBLEM = "Tensor offsets, float margin, float eps"
+_define(f"project_(Tensor[] rows, Tensor(a!) own, {_PROBLEM}) -> (Tensor, Tensor)", _project_, _fake_project_)
+_define(f"project(Tensor[] rows, Tensor own, {_PROBLEM}) -> (Tensor, Tensor, Tensor)", _project, _fake_project)
+load("_C", "cpu", "cpp")

@@ -1,0 +1,57 @@
+// The columns of a slot that one warp adds up, and what to do where float32 does not suffice.
+//
+// Squares of float32 leave its range beyond 1e19 and lose bits below 1e-19. Where that can matter the warp adds its
+// columns again in float64, slowly: gradients of that size are rare, but a wrong projection would not be noticed.
+#pragma once
+#include "element.cuh"
+
+namespace cga {
+
+constexpr unsigned kWarp = 0xffffffffu;  // mask of all lanes
+
+__device__ __forceinline__ int lane_index() { return threadIdx.x % 32; }
+__device__ __forceinline__ int warp_index() { return threadIdx.x / 32; }
+
+struct Run {
+  long long begin, end;  // first column; end of the slot
+  long long stride;      // from one step to the next
+  int width;             // columns of a step
+};
+
+template <typename V>
+__device__ __forceinline__ V warp_sum(V value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kWarp, value, offset);
+  return value;
+}
+
+// A sum of squares in this range has lost nothing that shows: nor have, by Cauchy-Schwarz, the products between rows.
+// A product below 1e-38 can be lost; there are up to 1e6 of them.
+__device__ __forceinline__ bool is_safe(double squares) { return squares >= 1e-24 && squares <= 1e37; }
+
+template <typename T>
+__device__ __noinline__ double wide_product(const T* a, const T* b, const Run& run) {
+  double sum = 0;
+  for (long long base = run.begin; base < run.end; base += run.stride) {
+    const long long stop = base + run.width < run.end ? base + run.width : run.end;
+    for (long long column = base + lane_index(); column < stop; column += 32) {
+      sum += static_cast<double>(Element<T>::widen(a[column])) * static_cast<double>(Element<T>::widen(b[column]));
+    }
+  }
+  return warp_sum(sum);
+}
+
+// Whether a row has a sum of squares outside the safe range. A row of zeros is exact as it is, and one with NaN or Inf
+// is left out later.
+template <typename T>
+__device__ __noinline__ bool is_delicate(const void* const* rows, int count, const Run& run) {
+  bool delicate = false;
+  for (int i = 0; i < count; ++i) {
+    const T* row = static_cast<const T*>(rows[i]);
+    const double squares = wide_product(row, row, run);
+    delicate |= squares != 0 && squares - squares == 0 && !is_safe(squares);
+  }
+  return delicate;
+}
+
+}  // namespace cga

@@ -1,0 +1,136 @@
+"""Compressed cross-gradients: the error memory in the agents' state, and what travels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import cga_lightning as cga
+from cga_lightning.agent import Agent
+from cga_lightning.communication import LocalCommunicator
+from cga_lightning.compression import Compressor, ErrorFeedback, Identity
+from tests.quadratics import Quadratics, train
+from tests.toys import QUIET, Classifier, OwnData, one_class_each
+
+COMPRESSORS = [cga.ScaledSign(), cga.TopK(0.3), cga.RandomK(0.3), cga.QSGD(bits=8), ErrorFeedback(cga.QSGD())]
+
+
+class Spy(cga.CGA):
+    """Sums up, per directed edge, what was to be sent and what arrived."""
+
+    def __init__(self, compressor: Compressor) -> None:
+        super().__init__(compressor=compressor)
+        self.meant: Counter[tuple[int, int]] = Counter()
+        self.arrived: Counter[tuple[int, int]] = Counter()
+
+    def step(self, agent: Agent) -> cga.algorithms.Step:
+        running = super().step(agent)
+        models = yield next(running)
+        for rank, model in models.items():
+            self.meant[agent.rank, rank] += agent.gradient(at=model)
+        wires = yield running.send(models)
+        for rank, wire in wires.items():
+            self.arrived[rank, agent.rank] += self.compressor.decompress(wire, agent.layout)
+        with pytest.raises(StopIteration):
+            running.send(wires)
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=repr)
+def test_what_an_edge_has_not_delivered_yet_is_its_memory(compressor: Compressor) -> None:
+    problem, algorithm, communicator = Quadratics(4, heterogeneity=1.0), Spy(compressor), LocalCommunicator()
+    agents = problem.agents(cga.Ring(4))
+    for step in range(10):
+        for agent in agents:
+            agent.grad = agent.gradient(at=agent.params)
+        communicator.open_step(step, algorithm.exchanges)
+        communicator.run([algorithm.step(agent) for agent in agents])
+        for agent in agents:
+            agent.params -= 0.05 * agent.grad
+    assert len(algorithm.meant) == 8
+    for (sender, receiver), meant in algorithm.meant.items():
+        memory = agents[sender].state["cross_gradients"][receiver].get("memory")
+        if memory is not None:
+            torch.testing.assert_close(algorithm.arrived[sender, receiver] + memory, meant)
+    assert (memory is None) == (not isinstance(compressor, ErrorFeedback) and not compressor.needs_feedback)
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=repr)
+def test_compressed_agents_come_as_close_to_the_optimum_as_cga(compressor: Compressor) -> None:
+    """With error feedback or unbiased rounding; they start at a distance of 3."""
+    problem = Quadratics(5, heterogeneity=1.0)
+    x, exact = (
+        train(problem, algorithm, cga.Complete(5), lr=lambda step: 2 / (step + 20), steps=100)
+        for algorithm in (cga.CGA(compressor=compressor), cga.CGA())
+    )
+    assert float((x - problem.optimum).norm(dim=1).max()) < 0.1 + float((exact - problem.optimum).norm(dim=1).max())
+
+
+def test_edges_draw_from_streams_of_their_own() -> None:
+    problem, algorithm = Quadratics(3, heterogeneity=1.0), cga.CGA(compressor=cga.RandomK(0.3))
+    agents, communicator = problem.agents(cga.Complete(3)), LocalCommunicator()
+    for agent in agents:
+        agent.grad = agent.gradient(at=agent.params)
+    communicator.open_step(0, algorithm.exchanges)
+    communicator.run([algorithm.step(agent) for agent in agents])
+    states = [edge["compressor"]["generator"] for agent in agents for edge in agent.state["cross_gradients"].values()]
+    assert len({tuple(state.tolist()) for state in states}) == 6
+
+
+class Wide(Classifier):
+    """Large enough that padding and scales weigh nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 256), nn.Tanh(), nn.Linear(256, 64), nn.Tanh(), nn.Linear(64, 4))
+
+
+class CountHandedOver(pl.Callback):
+    """Counts the bytes that this process gives to the process group, and compares with the strategy's figure."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sent = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        start = dist.batch_isend_irecv
+
+        def counted(operations: list[dist.P2POp]) -> list[dist.Work]:
+            self.sent += sum(operation.tensor.nbytes for operation in operations if operation.op is dist.isend)
+            return start(operations)
+
+        dist.batch_isend_irecv = counted
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        torch.save((self.sent, dict(trainer.strategy.traffic)), self.folder / f"{trainer.global_rank}.pt")
+
+
+def bytes_of_run(strategy: str, folder: Path) -> list[tuple[int, dict[str, int]]]:
+    folder.mkdir()
+    pl.seed_everything(0, verbose=False)
+    trainer = pl.Trainer(strategy=strategy, devices=2, max_steps=3, callbacks=[CountHandedOver(folder)], **QUIET)
+    trainer.fit(Wide(), datamodule=OwnData(one_class_each(2)))
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_signs_take_a_thirtieth_and_traffic_is_what_the_process_group_got(tmp_path: Path) -> None:
+    plain, signs = (bytes_of_run(name, tmp_path / name) for name in ("cga_fork", "compcga_fork"))
+    for sent, traffic in plain + signs:
+        assert sent == sum(traffic.values()) > 0
+    for (_, full), (_, few) in zip(plain, signs, strict=True):
+        assert few["cross_gradients"] <= full["cross_gradients"] / 30
+        assert few["models"] == full["models"] == full["cross_gradients"]
+
+
+def test_a_shorter_float_on_the_wire_is_one_more_compressor() -> None:
+    problem = Quadratics(3, heterogeneity=1.0)
+    shorter, exact = (
+        train(problem, algorithm, cga.Complete(3), lr=lambda step: 0.1, steps=5)
+        for algorithm in (cga.CGA(compressor=Identity("float32")), cga.CGA())
+    )
+    assert 0 < float((shorter - exact).abs().max()) < 1e-5

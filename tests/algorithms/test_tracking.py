@@ -1,0 +1,47 @@
+"""Gradient tracking has no bias, gossip has one that shrinks with the step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cga_lightning import DPSGD, Bipartite, Complete, DirectedRing, GradientTracking, OnePeerExponential, Ring, Topology
+from cga_lightning.communication import LocalCommunicator
+from tests.quadratics import Quadratics, train
+
+TOPOLOGIES = [Complete(5), Ring(5), Bipartite(5), DirectedRing(5), OnePeerExponential(5)]
+
+
+def furthest(problem: Quadratics, x: torch.Tensor) -> float:
+    return float((x - problem.optimum).norm(dim=1).max())
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=repr)
+def test_all_agents_reach_the_optimum_of_the_sum_with_a_constant_step(topology: Topology) -> None:
+    problem = Quadratics(5, heterogeneity=1.0)
+    x = train(problem, GradientTracking(), topology, lr=lambda step: 0.05, steps=800)
+    assert furthest(problem, x) < 1e-5
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=repr)
+def test_the_bias_of_gossip_shrinks_with_the_step(topology: Topology) -> None:
+    problem = Quadratics(5, heterogeneity=1.0)
+    far, near = (
+        furthest(problem, train(problem, DPSGD(), topology, lr=lambda step, lr=lr: lr, steps=round(30 / lr)))
+        for lr in (0.2, 0.05)
+    )
+    assert far > 0.1 and near < 0.5 * far
+
+
+def test_the_trackers_sum_up_to_the_gradients() -> None:
+    problem, communicator, algorithm = Quadratics(5, heterogeneity=1.0), LocalCommunicator(), GradientTracking()
+    agents = problem.agents(Ring(5))
+    for step in range(10):
+        for agent in agents:
+            agent.grad = agent.gradient(at=agent.params)
+        total = sum(agent.grad for agent in agents)
+        communicator.open_step(step, algorithm.exchanges)
+        communicator.run([algorithm.step(agent) for agent in agents])
+        torch.testing.assert_close(sum(agent.grad for agent in agents), total)
+        for agent in agents:
+            agent.params -= 0.05 * agent.grad

@@ -1,0 +1,65 @@
+"""What holds for every algorithm: processes = simulation, and a graph either works or is refused at the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+import cga_lightning as cga
+from cga_lightning.algorithms import ALGORITHMS, from_name
+from cga_lightning.topology import TOPOLOGIES
+from tests.quadratics import Quadratics, train
+from tests.toys import QUIET, Classifier, OwnData, SaveOwnWeights, largest_difference, one_class_each
+
+AGENTS = 4
+DIRECTED = ["one_peer_exponential", "directed_ring"]
+RUNS_ON_DIRECTED = ["dpsgd", "sgp", "gradient_tracking"]
+
+CASES: list[tuple[cga.Algorithm, str]] = [
+    *((from_name(name), "ring") for name in ALGORITHMS if name not in ("cga", "dpsgd")),  # see test_golden.py
+    (cga.CGA(compressor=cga.QSGD()), "complete"),
+    (cga.QuasiGlobalMomentum(cga.CGA()), "ring"),
+    (cga.QuasiGlobalMomentum(cga.SGP()), "directed_ring"),
+    (cga.SGP(), "directed_ring"),
+    (cga.DPSGD(), "one_peer_exponential"),
+    (cga.SwarmSGD(local_steps=3, pairs=1), "bipartite"),
+]
+
+
+@pytest.mark.parametrize("algorithm, topology", CASES, ids=lambda value: str(value))
+def test_processes_equal_the_simulation(algorithm: cga.Algorithm, topology: str, tmp_path: Path) -> None:
+    run = {"max_steps": 20, **QUIET}
+    simulated = cga.SimulatedStrategy(AGENTS, algorithm, topology)
+    pl.Trainer(strategy=simulated, devices=1, **run).fit(Classifier(), datamodule=OwnData(one_class_each(AGENTS)))
+    processes = cga.DecentralizedStrategy(algorithm, topology, start_method="fork")
+    save = SaveOwnWeights(tmp_path)
+    trainer = pl.Trainer(strategy=processes, devices=AGENTS, callbacks=[save], **run)
+    trainer.fit(Classifier(), datamodule=OwnData(one_class_each(AGENTS)))
+    expected = simulated.agent_state_dicts()
+    assert largest_difference(save.load(AGENTS), expected) <= 1e-6
+    others = expected[1:]
+    assert largest_difference(expected[:1] * len(others), others) > 1e-3  # else all agents are alike
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_runs_on_a_graph_or_refuses_it(name: str, topology: str) -> None:
+    algorithm, graph = from_name(name), cga.topology.from_name(topology).bind(6)
+    if topology in DIRECTED and name not in RUNS_ON_DIRECTED:
+        with pytest.raises(ValueError, match="have no way back"):
+            cga.SimulatedStrategy(6, name, topology)
+        with pytest.raises(ValueError, match="have no way back"):
+            pl.Trainer(strategy=cga.DecentralizedStrategy(name, topology), devices=6, **QUIET)
+        return
+    problem = Quadratics(6, heterogeneity=0.0)
+    x = train(problem, algorithm, graph, lr=lambda step: 0.1, steps=60)
+    start = (problem.start - problem.optimum).norm(dim=1)
+    assert torch.all((x - problem.optimum).norm(dim=1) < 0.2 * start)
+
+
+def test_every_name_is_registered_with_its_launchers() -> None:
+    names = {name + suffix for name in ALGORITHMS for suffix in ("", "_fork", "_spawn")}
+    assert names <= set(pl.strategies.StrategyRegistry.available_strategies())
