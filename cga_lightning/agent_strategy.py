@@ -180,7 +180,7 @@ class AgentStrategy(_Base):
         with self._cross_pass(), check:
             gradient = window.gradient(self._module, parameters, layout, self._forward_backward, at)
         self._checked_collectives = True
-        return gradient
+        return self._unscale(gradient)
 
     @contextmanager
     def _cross_pass(self) -> Iterator[None]:
@@ -195,10 +195,25 @@ class AgentStrategy(_Base):
 
     def _forward_backward(self, *arguments: Any) -> None:
         """One micro-batch of the user's module outside of the loop: no callbacks, no progress."""
-        loss = self._scaled_loss(super().training_step(*arguments))
+        loss = self._loss(super().training_step(*arguments))
+        if self._scaler is not None:
+            loss = self._scaler.scale(loss)
         self.precision_plugin.backward(loss, self._module, self.optimizers[0])
 
-    def _scaled_loss(self, output: Any) -> Tensor:
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """That of 16-mixed precision. Every agent has its own scale, so gradients travel and are projected without."""
+        return getattr(self.precision_plugin, "scaler", None)
+
+    def _unscale(self, gradient: Tensor) -> Tensor:
+        """In place: take the scale of this agent's loss out of its gradient."""
+        return gradient if self._scaler is None else gradient.div_(self._scaler.scale(gradient.new_ones(())))
+
+    def _rescale(self, direction: Tensor) -> Tensor:
+        """What the scaler expects to find before the optimizer step."""
+        return direction if self._scaler is None else self._scaler.scale(direction)
+
+    def _loss(self, output: Any) -> Tensor:
         """The loss to differentiate, from what training_step returned, as Lightning's loop computes it."""
         loss = output.get("loss") if isinstance(output, dict) else output
         if not isinstance(loss, Tensor):

@@ -130,7 +130,7 @@ class Simulated(_Base):
             self._residents = []
             self._loaders = _LoaderGroup()
             self._communicator = LocalCommunicator()
-            self._turns = Turns(self._module, self.optimizers[0])
+            self._turns = Turns(self._module, self.optimizers[0], self.precision_plugin)
             self._random = _random_states(self.agents)
             _transfer_one_by_one(self._module)
 
@@ -183,7 +183,7 @@ class Simulated(_Base):
         set_gradients(self._parameters, resident.grads)
         resident.window.append(*args)
         output = super().training_step(*args)
-        super().backward(self._scaled_loss(output), self.optimizers[0])
+        super().backward(self._loss(output), self.optimizers[0])
         resident.grads = [parameter.grad for parameter in self._parameters]
         set_gradients(self._parameters, [None] * len(self._parameters))
         return output
@@ -216,7 +216,8 @@ class Simulated(_Base):
         self._agents_differ = True
         home = self._turns.home
         self._residents = [
-            Resident([tensor.clone() for tensor in home], self.optimizers[0], random) for random in self._random
+            Resident([tensor.clone() for tensor in home], self.optimizers[0], self._scaler, random)
+            for random in self._random
         ]
 
     def _begin_step(self) -> None:
@@ -250,12 +251,15 @@ class Simulated(_Base):
 
     def _exchange(self) -> None:
         for resident in self._residents:
-            resident.agent.grad = self._layout.write(resident.grads, out=resident.flat_grad)
+            self._turns.give(resident)
+            resident.agent.grad = self._unscale(self._layout.write(resident.grads, out=resident.flat_grad))
         assert self._communicator is not None
         self._communicator.open_step(self._residents[0].agent.step, self.algorithm.exchanges)
         self._run([self.algorithm.step(resident.agent) for resident in self._residents])
         for resident in self._residents:
-            resident.grads = to_apply(resident.grads, self._layout.views(resident.agent.grad))
+            self._turns.give(resident)
+            direction = self._rescale(resident.agent.grad)
+            resident.grads = to_apply(resident.grads, self._layout.views(direction))
 
     def _run(self, steps: list[Any]) -> None:
         assert self._communicator is not None

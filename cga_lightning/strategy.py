@@ -198,11 +198,11 @@ class Decentralized(_Base):
         agent = self._agent
         assert agent is not None and self._communicator is not None
         own = [parameter.grad for parameter in self._parameters]
-        agent.grad = self._layout.write(own, out=self._grad)
+        agent.grad = self._unscale(self._layout.write(own, out=self._grad))
         self._communicator.finish()
         with torch.no_grad():
             self._layout.read(agent.params, self._parameters)
-        set_gradients(self._parameters, to_apply(own, self._layout.views(agent.grad)))
+        set_gradients(self._parameters, to_apply(own, self._layout.views(self._rescale(agent.grad))))
 
     def _after_step(self) -> None:
         agent = self._agent
