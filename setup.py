@@ -12,6 +12,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 try:
     from torch.utils import cpp_extension
@@ -130,9 +131,23 @@ class OptionalBuild(BuildExtension):
         report.write_text(self.reasons[full_name] + "\n")
 
 
+class PackageWithKernels(build_py):
+    """Ship the sources of the CUDA kernels too: CuPy compiles them where nothing is compiled."""
+
+    def run(self) -> None:
+        """Copy the package, and the kernels into it. An editable install reads them in the checkout."""
+        super().run()
+        if getattr(self, "editable_mode", False):
+            return
+        folder = Path(self.build_lib) / "cga_lightning" / "kernels"
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(ROOT.glob("csrc/kernels/*.cuh")):
+            self.copy_file(str(path), str(folder / path.name))
+
+
 EXTENSIONS, UNAVAILABLE = libraries()
 setup(
     ext_modules=EXTENSIONS,
-    cmdclass={"build_ext": OptionalBuild},
+    cmdclass={"build_ext": OptionalBuild, "build_py": PackageWithKernels},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )
