@@ -8,7 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cga_lightning import _lightning, ops, partition
-from cga_lightning.algorithms import CGA, DPSGD, NGC, SGP, Algorithm, GradientTracking, QuasiGlobalMomentum, SwarmSGD
+from cga_lightning.algorithms import (
+    CGA,
+    DPSGD,
+    NGC,
+    SGP,
+    Algorithm,
+    GradientTracking,
+    QuasiGlobalMomentum,
+    SwarmSGD,
+    WireDtype,
+)
 from cga_lightning.compression import QSGD, RandomK, ScaledSign, TopK
 from cga_lightning.topology import (
     Bipartite,
@@ -60,6 +70,7 @@ __all__ = [
     "TopK",
     "Topology",
     "Torus",
+    "WireDtype",
     "ops",
     "partition",
 ]

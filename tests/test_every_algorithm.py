@@ -23,6 +23,7 @@ CASES: list[tuple[cga.Algorithm, str]] = [
     (cga.CGA(compressor=cga.QSGD()), "complete"),
     (cga.QuasiGlobalMomentum(cga.CGA()), "ring"),
     (cga.QuasiGlobalMomentum(cga.SGP()), "directed_ring"),
+    (cga.WireDtype(cga.CGA(compressor=cga.ScaledSign())), "ring"),
     (cga.SGP(), "directed_ring"),
     (cga.DPSGD(), "one_peer_exponential"),
     (cga.SwarmSGD(local_steps=3, pairs=1), "bipartite"),

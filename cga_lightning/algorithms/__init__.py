@@ -10,6 +10,7 @@ from cga_lightning.algorithms.quasi_global import QuasiGlobalMomentum
 from cga_lightning.algorithms.sgp import SGP
 from cga_lightning.algorithms.swarm import SwarmSGD
 from cga_lightning.algorithms.tracking import GradientTracking
+from cga_lightning.algorithms.wire_dtype import WireDtype
 from cga_lightning.compression import ScaledSign
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "QuasiGlobalMomentum",
     "Step",
     "SwarmSGD",
+    "WireDtype",
     "from_name",
     "gossip",
 ]

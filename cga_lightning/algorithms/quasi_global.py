@@ -6,10 +6,10 @@ import torch
 
 from cga_lightning.agent import Agent
 from cga_lightning.algorithms.base import Algorithm, Step
-from cga_lightning.topology import Topology
+from cga_lightning.algorithms.wrapper import Wrapper
 
 
-class QuasiGlobalMomentum(Algorithm):
+class QuasiGlobalMomentum(Wrapper):
     """Momentum along the way that the agents go together, instead of along the own gradients.
 
     With x_t^j the model of agent j at the start of step t, the buffer m^j follows the whole change of the model, mixing
@@ -35,22 +35,13 @@ class QuasiGlobalMomentum(Algorithm):
     """
 
     def __init__(self, algorithm: Algorithm, *, beta: float = 0.9, mu: float | None = None) -> None:
+        super().__init__(algorithm)
         mu = beta if mu is None else mu
         for name, value in (("beta", beta), ("mu", mu)):
             if not 0 <= value < 1:
                 raise ValueError(f"QuasiGlobalMomentum({name}=...) must be in [0, 1), got {value}.")
-        self.algorithm = algorithm
         self.beta = beta
         self.mu = mu
-
-    @property
-    def exchanges(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Those of the algorithm."""
-        return self.algorithm.exchanges
-
-    def check(self, topology: Topology) -> None:
-        """As the algorithm does."""
-        self.algorithm.check(topology)
 
     def step(self, agent: Agent) -> Step:
         """The algorithm's step, then along the momentum."""

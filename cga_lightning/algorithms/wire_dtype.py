@@ -1,0 +1,53 @@
+"""Any algorithm with a shorter float on the wire."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cga_lightning.agent import Agent
+from cga_lightning.algorithms.base import Algorithm, Exchange, Messages, Step
+from cga_lightning.algorithms.wrapper import Wrapper
+
+
+class WireDtype(Wrapper):
+    """Rounds all messages of floating dtype to a shorter one; agents compute, and keep their own model, as before.
+
+    `WireDtype(CGA(compressor=ScaledSign()))` sends models in 16 bits and cross-gradients in one. Gradient tracking and
+    SGP on directed graphs rest on sums that rounding does not keep: expect a small bias there.
+
+    Args:
+        algorithm: whose messages to round.
+        dtype: on the wire.
+
+    Raises:
+        ValueError: not a floating dtype.
+    """
+
+    def __init__(self, algorithm: Algorithm, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__(algorithm)
+        if not dtype.is_floating_point:
+            raise ValueError(f"WireDtype needs a floating dtype such as torch.bfloat16, got {dtype}.")
+        self.dtype = dtype
+
+    def step(self, agent: Agent) -> Step:
+        """The algorithm's step with rounded messages."""
+        return self._rounded(self.algorithm.step(agent))
+
+    def after_step(self, agent: Agent) -> Step:
+        """The algorithm's, with rounded messages."""
+        return self._rounded(self.algorithm.after_step(agent))
+
+    def _rounded(self, running: Step) -> Step:
+        inbox: Messages | None = None
+        while True:
+            try:
+                outbox, senders, like = Exchange.of(next(running) if inbox is None else running.send(inbox))
+            except StopIteration:
+                return
+            short = {rank: self._short(message) for rank, message in outbox.items()}
+            wires = yield Exchange(short, senders, None if like is None else self._short(like))
+            inbox = {rank: wire if like is None else wire.to(like.dtype) for rank, wire in wires.items()}
+
+    def _short(self, message: Tensor) -> Tensor:
+        return message.to(self.dtype) if message.is_floating_point() else message

@@ -1,0 +1,82 @@
+"""A table and a picture of compared runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+Run = dict[str, Any]
+ROW = ("algorithm", "lr")
+COLUMN = ("topology", "agents", "partition")
+
+
+def markdown(runs: list[Run]) -> str:
+    """Mean test accuracy of the agents in percent, with its standard deviation over seeds; below it what was sent."""
+    cells, columns = _cells(runs), list(_groups(runs, COLUMN))
+    head = ["algorithm", "learning rate", *(_setting(column) for column in columns), "kB sent per step and agent"]
+    lines = [head, ["---"] * 2 + ["---:"] * (len(columns) + 1)]
+    for row, group in _groups(runs, ROW).items():
+        sent = [float(run["bytes"]) / float(run["steps"]) / 1e3 for run in group]
+        accuracies = [_spread([100 * float(run["mean"]) for run in cells[row, column]]) for column in columns]
+        lines.append([f"`{row[0]}`", str(row[1]), *accuracies, " to ".join(f"{x:,.0f}" for x in _range(sent))])
+    about = (
+        "{data}, {model}, {steps} steps with batches of {batch_size}. Test accuracy in percent of the agents' own "
+        "models: mean over agents and over the last {last} of {evaluations} evaluations on {test_samples} images, "
+        "± standard deviation over the seeds {seeds}."
+    ).format(**runs[0], seeds=", ".join(dict.fromkeys(run["seed"] for run in runs)))
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", about, ""])
+
+
+def draw(runs: list[Run], path: Path) -> None:
+    """The mean test accuracy of the agents over steps and over bytes; one row of panels per setting."""
+    cells, columns = _cells(runs), list(_groups(runs, COLUMN))
+    figure = Figure(figsize=(10, 3.4 * len(columns)), layout="constrained")
+    panels = figure.subplots(len(columns), 2, squeeze=False, sharey=True)
+    for (by_steps, by_bytes), column in zip(panels, columns, strict=True):
+        for row in _groups(runs, ROW):
+            group = cells[row, column]
+            percent = 100 * np.mean([[float(value) for value in run["curve"].split()] for run in group], axis=0)
+            progress = np.arange(1, len(percent) + 1) / len(percent)
+            megabytes = np.mean([float(run["bytes"]) for run in group]) / 1e6
+            by_steps.plot(progress * int(group[0]["steps"]), percent, label=" ".join(row))
+            by_bytes.plot(progress * megabytes, percent)
+        by_steps.set(title=_setting(column), xlabel="step", ylabel="test accuracy (%)", ylim=(0, 100))
+        by_bytes.set(title="the same", xlabel="MB sent per agent", xscale="log")
+        for axes in (by_steps, by_bytes):
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=130)
+
+
+def _groups(runs: list[Run], names: tuple[str, ...]) -> dict[tuple[str, ...], list[Run]]:
+    groups: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[tuple(run[name] for name in names)].append(run)
+    return groups
+
+
+def _cells(runs: list[Run]) -> dict[tuple[tuple[str, ...], tuple[str, ...]], list[Run]]:
+    """The runs of every row and column, one per seed."""
+    return {
+        (row, column): group
+        for row, of_row in _groups(runs, ROW).items()
+        for column, group in _groups(of_row, COLUMN).items()
+    }
+
+
+def _setting(column: tuple[str, ...]) -> str:
+    topology, agents, partition = column
+    return f"{agents} agents, {topology}, {partition}"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def _range(values: list[float]) -> list[float]:
+    return sorted({round(min(values)), round(max(values))})
