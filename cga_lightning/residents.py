@@ -90,16 +90,15 @@ class Turns:
         The options of the parameter groups (learning rate, momentum) are shared, since schedulers set them once for
         all; an option that the step itself changes is kept per resident.
         """
-        groups = self.optimizer.param_groups
-        shared = [_options(group) for group in groups]
+        shared = [_options(group) for group in self.optimizer.param_groups]
         for resident in residents:
             self.give(resident)
             mine = [common | own for common, own in zip(shared, resident.group_values, strict=True)]
-            _set_options(groups, mine)
+            _set_options(self.optimizer.param_groups, mine)
             yield resident
-            for group, old, own in zip(groups, mine, resident.group_values, strict=True):
+            for group, old, own in zip(self.optimizer.param_groups, mine, resident.group_values, strict=True):
                 own.update({name: value for name, value in _options(group).items() if _differs(value, old.get(name))})
-        _set_options(groups, shared)
+        _set_options(self.optimizer.param_groups, shared)
         self.end()
 
 
