@@ -1,11 +1,12 @@
 # Two commands from a fresh clone, with Python 3.10+ and pip:
 #   make demo   install and run the quickstart
 #   make test   install what the tests need, lint, type-check, test
+# For work on the CUDA kernels: `make kernels` without a GPU, `make gpu` with one.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint kernels gpu clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py
@@ -17,6 +18,18 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What is too long for every run: all architectures, sanitizers, coverage, planted faults.
+kernels: $(VENV)/.test
+	$(BIN)/python -m pytest tests/cuda -m "slow or not slow"
+	$(BIN)/python tests/simt/sanitize.py address
+	$(BIN)/python tests/simt/sanitize.py thread
+	$(BIN)/python tests/simt/sanitize.py coverage
+	$(BIN)/python tests/simt/mutate.py
+
+# For a machine with a GPU: the projection on the device, with times.
+gpu: $(VENV)/.test
+	$(BIN)/python -m pytest tests/gpu -s
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

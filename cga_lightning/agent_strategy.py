@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from cga_lightning import algorithms
 from cga_lightning import topology as topologies
-from cga_lightning._lightning import InTreeOfUse
 from cga_lightning.agent import Agent
 from cga_lightning.algorithms import Algorithm
+from cga_lightning.checkpoint import AgentCheckpoints, Resume
 from cga_lightning.communication import Communicator
 from cga_lightning.flat import FlatLayout
 from cga_lightning.loaders import Uneven
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
     from pytorch_lightning.strategies import SingleDeviceStrategy
 
-    class _Base(InTreeOfUse, SingleDeviceStrategy): ...  # any complete strategy, for the type checker
+    class _Base(AgentCheckpoints, SingleDeviceStrategy): ...  # any complete strategy, for the type checker
 else:
-    _Base = InTreeOfUse
+    _Base = AgentCheckpoints
 
 EvalModel = Literal["consensus", "own"]
 
@@ -46,6 +46,8 @@ class AgentStrategy(_Base):
         topology: a `Topology`, bound to a number of agents or not, or its name.
         uneven: what happens when the agents' train loaders have different lengths, see `agreed_length`.
         eval_model: validate with the mean of all agents' models ("consensus") or with each agent's "own".
+        resume: on fit(ckpt_path=...), every agent goes on from its own part of the checkpoint ("agents"), or all
+            start from the model in it ("consensus").
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class AgentStrategy(_Base):
         topology: Topology | str,
         uneven: Uneven,
         eval_model: EvalModel,
+        resume: Resume,
         **base: Any,
     ) -> None:
         super().__init__(**base)
         for name, value, allowed in (
             ("uneven", uneven, ("cycle", "min", "error")),
             ("eval_model", eval_model, ("consensus", "own")),
+            ("resume", resume, ("agents", "consensus")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
@@ -71,6 +75,8 @@ class AgentStrategy(_Base):
                 raise TypeError(f"{name} must be a name or an object of a subclass of {kind.__name__}, got {found!r}.")
         self.uneven = uneven
         self.eval_model = eval_model
+        self.resume = resume
+        self._to_restore = {}
         self._layer_sync: Any = None  # set by the Trainer
         self._communicator: Communicator | None = None
         self._consensus: State | None = None
@@ -162,7 +168,10 @@ class AgentStrategy(_Base):
         dataloader = super().process_dataloader(dataloader)
         loop = self._trainer.fit_loop
         training = self._trainer.training and (loop._combined_loader is None or loop._should_reload_train_dl)
-        return self._agree_on_length(dataloader) if training else dataloader
+        if not training:
+            return dataloader
+        self.restore_agents()
+        return self._agree_on_length(dataloader)
 
     # --- gradients at other models
 
@@ -180,7 +189,7 @@ class AgentStrategy(_Base):
         with self._cross_pass(), check:
             gradient = window.gradient(self._module, parameters, layout, self._forward_backward, at)
         self._checked_collectives = True
-        return gradient
+        return self._unscale(gradient)
 
     @contextmanager
     def _cross_pass(self) -> Iterator[None]:
@@ -195,10 +204,25 @@ class AgentStrategy(_Base):
 
     def _forward_backward(self, *arguments: Any) -> None:
         """One micro-batch of the user's module outside of the loop: no callbacks, no progress."""
-        loss = self._scaled_loss(super().training_step(*arguments))
+        loss = self._loss(super().training_step(*arguments))
+        if self._scaler is not None:
+            loss = self._scaler.scale(loss)
         self.precision_plugin.backward(loss, self._module, self.optimizers[0])
 
-    def _scaled_loss(self, output: Any) -> Tensor:
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """That of 16-mixed precision. Every agent has its own scale, so gradients travel and are projected without."""
+        return getattr(self.precision_plugin, "scaler", None)
+
+    def _unscale(self, gradient: Tensor) -> Tensor:
+        """In place: take the scale of this agent's loss out of its gradient."""
+        return gradient if self._scaler is None else gradient.div_(self._scaler.scale(gradient.new_ones(())))
+
+    def _rescale(self, direction: Tensor) -> Tensor:
+        """What the scaler expects to find before the optimizer step."""
+        return direction if self._scaler is None else self._scaler.scale(direction)
+
+    def _loss(self, output: Any) -> Tensor:
         """The loss to differentiate, from what training_step returned, as Lightning's loop computes it."""
         loss = output.get("loss") if isinstance(output, dict) else output
         if not isinstance(loss, Tensor):
@@ -224,7 +248,8 @@ class AgentStrategy(_Base):
     def barrier(self, *args: Any, **kwargs: Any) -> None:
         """As in Lightning, but not inside training_step."""
         self._forbid_in_training_step("barrier")
-        super().barrier(*args, **kwargs)
+        if not self._alone:
+            super().barrier(*args, **kwargs)
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """As in Lightning, but not inside training_step."""
@@ -279,8 +304,7 @@ class AgentStrategy(_Base):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The consensus while fitting. A collective, except when an exception stopped this process alone."""
-        alone = self._trainer.state.status == "interrupted"
-        if not self._agents_differ or alone:
+        if not self._agents_differ or self._alone:
             return super().lightning_module_state_dict()
         with ModuleState(self._module).activated(self.consensus()):
             return super().lightning_module_state_dict()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from cga_lightning.agent import Agent
@@ -22,15 +23,17 @@ class Resident:
     Args:
         state: the tensors of its module.
         optimizer: its state is copied, the parameters in it are not.
+        scaler: that of the loss in 16-mixed precision, to be copied.
         random: where its random streams start.
     """
 
     agent: Agent
     flat_grad: Tensor
 
-    def __init__(self, state: State, optimizer: Optimizer, random: RandomState) -> None:
+    def __init__(self, state: State, optimizer: Optimizer, scaler: GradScaler | None, random: RandomState) -> None:
         self.state = state
         self.random = random
+        self.scaler = copy.deepcopy(scaler)
         self.optimizer_state = defaultdict(dict, {p: copy.deepcopy(s) for p, s in optimizer.state.items()})
         self.group_values: list[dict[str, Any]] = [{} for _ in optimizer.param_groups]
         self.grads: list[Tensor | None] = []
@@ -38,14 +41,15 @@ class Resident:
 
 
 class Turns:
-    """Lets one resident at a time live in the module: its tensors, optimizer state and random streams.
+    """Lets one resident at a time live in the module: its tensors, optimizer state, loss scaler and random streams.
 
     What the module holds now is kept as the `home` tensors, to which `settle` returns.
     """
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(self, module: nn.Module, optimizer: Optimizer, precision: Any) -> None:
         self.module_state = ModuleState(module)
         self.optimizer = optimizer
+        self._precision = precision
         self.home = self.module_state.capture()
         self._active: Resident | None = None
 
@@ -56,6 +60,8 @@ class Turns:
         self.end()
         self.module_state.activate(resident.state)
         self.optimizer.state = resident.optimizer_state
+        if resident.scaler is not None:
+            self._precision.scaler = resident.scaler
         resident.random.restore()
         self._active = resident
 
@@ -84,16 +90,15 @@ class Turns:
         The options of the parameter groups (learning rate, momentum) are shared, since schedulers set them once for
         all; an option that the step itself changes is kept per resident.
         """
-        groups = self.optimizer.param_groups
-        shared = [_options(group) for group in groups]
+        shared = [_options(group) for group in self.optimizer.param_groups]
         for resident in residents:
             self.give(resident)
             mine = [common | own for common, own in zip(shared, resident.group_values, strict=True)]
-            _set_options(groups, mine)
+            _set_options(self.optimizer.param_groups, mine)
             yield resident
-            for group, old, own in zip(groups, mine, resident.group_values, strict=True):
+            for group, old, own in zip(self.optimizer.param_groups, mine, resident.group_values, strict=True):
                 own.update({name: value for name, value in _options(group).items() if _differs(value, old.get(name))})
-        _set_options(groups, shared)
+        _set_options(self.optimizer.param_groups, shared)
         self.end()
 
 

@@ -57,6 +57,18 @@ class RandomState(NamedTuple):
         random.setstate(self.python)
         np.random.set_state(self.numpy)  # noqa: NPY002
 
+    def plain(self) -> dict[str, Any]:
+        """Tensors, numbers and plain containers only, so that any checkpoint reader accepts it."""
+        numpy = {**self.numpy, "state": {**self.numpy["state"], "key": self.numpy["state"]["key"].tolist()}}
+        return {**self._asdict(), "numpy": numpy}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> RandomState:
+        """Undo `plain`."""
+        numpy = plain["numpy"]
+        key = np.asarray(numpy["state"]["key"], dtype=np.uint32)
+        return cls(**{**plain, "numpy": {**numpy, "state": {**numpy["state"], "key": key}}})
+
 
 def seed_all(seed: int) -> None:
     """Seed torch (all devices), Python and numpy, and nothing else: no environment variable is written."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from cga_lightning.agent import Agent
 from cga_lightning.agent_strategy import AgentStrategy, EvalModel
 from cga_lightning.algorithms import Algorithm
+from cga_lightning.checkpoint import Resume, restore_algorithm
 from cga_lightning.communication import LocalCommunicator
 from cga_lightning.flat import FlatLayout
 from cga_lightning.loaders import AgreedLoader, Uneven, agreed_length, sized_length
@@ -51,6 +52,8 @@ class Simulated(_Base):
             longer ones, "error" refuses.
         eval_model: validate and save checkpoints with the "consensus" (mean) of all models, or validate with each
             agent's "own" (their logged values are averaged).
+        resume: on fit(ckpt_path=...), every agent goes on from its own part of the checkpoint ("agents"), or all
+            start from the model in it ("consensus"), also if their number is another.
         accelerator, checkpoint_io, precision_plugin: as in `SingleDeviceStrategy`.
 
     Raises:
@@ -65,6 +68,7 @@ class Simulated(_Base):
         *,
         uneven: Uneven = "cycle",
         eval_model: EvalModel = "consensus",
+        resume: Resume = "agents",
         accelerator: Accelerator | None = None,
         checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
@@ -74,6 +78,7 @@ class Simulated(_Base):
             topology,
             uneven,
             eval_model,
+            resume,
             accelerator=accelerator,
             checkpoint_io=checkpoint_io,
             precision_plugin=precision_plugin,
@@ -130,7 +135,7 @@ class Simulated(_Base):
             self._residents = []
             self._loaders = _LoaderGroup()
             self._communicator = LocalCommunicator()
-            self._turns = Turns(self._module, self.optimizers[0])
+            self._turns = Turns(self._module, self.optimizers[0], self.precision_plugin)
             self._random = _random_states(self.agents)
             _transfer_one_by_one(self._module)
 
@@ -183,7 +188,7 @@ class Simulated(_Base):
         set_gradients(self._parameters, resident.grads)
         resident.window.append(*args)
         output = super().training_step(*args)
-        super().backward(self._scaled_loss(output), self.optimizers[0])
+        super().backward(self._loss(output), self.optimizers[0])
         resident.grads = [parameter.grad for parameter in self._parameters]
         set_gradients(self._parameters, [None] * len(self._parameters))
         return output
@@ -216,7 +221,8 @@ class Simulated(_Base):
         self._agents_differ = True
         home = self._turns.home
         self._residents = [
-            Resident([tensor.clone() for tensor in home], self.optimizers[0], random) for random in self._random
+            Resident([tensor.clone() for tensor in home], self.optimizers[0], self._scaler, random)
+            for random in self._random
         ]
 
     def _begin_step(self) -> None:
@@ -250,12 +256,15 @@ class Simulated(_Base):
 
     def _exchange(self) -> None:
         for resident in self._residents:
-            resident.agent.grad = self._layout.write(resident.grads, out=resident.flat_grad)
+            self._turns.give(resident)
+            resident.agent.grad = self._unscale(self._layout.write(resident.grads, out=resident.flat_grad))
         assert self._communicator is not None
         self._communicator.open_step(self._residents[0].agent.step, self.algorithm.exchanges)
         self._run([self.algorithm.step(resident.agent) for resident in self._residents])
         for resident in self._residents:
-            resident.grads = to_apply(resident.grads, self._layout.views(resident.agent.grad))
+            self._turns.give(resident)
+            direction = self._rescale(resident.agent.grad)
+            resident.grads = to_apply(resident.grads, self._layout.views(direction))
 
     def _run(self, steps: list[Any]) -> None:
         assert self._communicator is not None
@@ -276,6 +285,22 @@ class Simulated(_Base):
         """Let the module's parameters of this agent be views into its flat vector, which mixing replaces."""
         for place, view in zip(self._places, self._layout.views(resident.agent.params), strict=True):
             resident.state[place] = view
+
+    # --- checkpoints
+
+    def _each_agent(self) -> Iterator[Agent]:
+        for resident in self._turns.optimize(self._residents):
+            yield resident.agent
+        self._turns.give(self._residents[0])
+
+    def _restore_agents(self, shards: Mapping[int, Mapping[str, Any]]) -> None:
+        self._create_residents()
+        for rank, _ in enumerate(self._turns.optimize(self._residents)):
+            self._restore_live(shards[rank])
+        self._create_agents(trainable(self._module))
+        for resident in self._residents:
+            restore_algorithm(resident.agent, shards[resident.agent.rank])
+        self._turns.give(self._residents[0])
 
     # --- end
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from cga_lightning.agent import Agent
 from cga_lightning.agent_strategy import AgentStrategy, EvalModel
 from cga_lightning.algorithms import Algorithm
+from cga_lightning.checkpoint import Resume, restore_algorithm
 from cga_lightning.communication import ProcessGroupCommunicator
 from cga_lightning.flat import FlatLayout
 from cga_lightning.loaders import AgreedLoader, Uneven, agreed_length, sized_length
@@ -51,6 +52,8 @@ class Decentralized(_Base):
             longer ones, "error" refuses.
         eval_model: validate and save checkpoints with the "consensus" (mean) of all models, or validate with each
             agent's "own".
+        resume: on fit(ckpt_path=...), every agent goes on from its own part of the checkpoint ("agents"), or all
+            start from the model in it ("consensus"), also if their number is another.
         start_method: how the Trainer starts the processes, as in `DDPStrategy`: "popen" runs the script again,
             "spawn", "fork" and "forkserver" use multiprocessing.
         process_group_backend: "gloo" or "nccl"; chosen by the device if None.
@@ -68,6 +71,7 @@ class Decentralized(_Base):
         timeout: timedelta = timedelta(seconds=300),
         uneven: Uneven = "cycle",
         eval_model: EvalModel = "consensus",
+        resume: Resume = "agents",
         start_method: StartMethod = "popen",
         process_group_backend: str | None = None,
         accelerator: Accelerator | None = None,
@@ -83,6 +87,7 @@ class Decentralized(_Base):
             topology,
             uneven,
             eval_model,
+            resume,
             timeout=timeout,
             start_method=start_method,
             process_group_backend=process_group_backend,
@@ -133,8 +138,7 @@ class Decentralized(_Base):
         """All agents need parameters and buffers of the same names, shapes and dtypes, and the same settings."""
         settings = [f"{name} {getattr(self, name)!r}" for name in ("algorithm", "topology", "uneven", "eval_model")]
         mine = settings + _signature(self._module)
-        signatures: list[list[str]] = [[] for _ in range(self.agents)]
-        dist.all_gather_object(signatures, mine)
+        signatures: list[list[str]] = self._gathered(mine)
         for rank, theirs in enumerate(signatures):
             difference = [f"agent 0 has {a}, agent {rank} has {b}" for a, b in _differences(signatures[0], theirs)]
             if difference:
@@ -198,11 +202,11 @@ class Decentralized(_Base):
         agent = self._agent
         assert agent is not None and self._communicator is not None
         own = [parameter.grad for parameter in self._parameters]
-        agent.grad = self._layout.write(own, out=self._grad)
+        agent.grad = self._unscale(self._layout.write(own, out=self._grad))
         self._communicator.finish()
         with torch.no_grad():
             self._layout.read(agent.params, self._parameters)
-        set_gradients(self._parameters, to_apply(own, self._layout.views(agent.grad)))
+        set_gradients(self._parameters, to_apply(own, self._layout.views(self._rescale(agent.grad))))
 
     def _after_step(self) -> None:
         agent = self._agent
@@ -216,11 +220,29 @@ class Decentralized(_Base):
 
     # --- agreement with the other processes
 
+    def _gathered(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.agents
+        dist.all_gather_object(values, value)
+        return values
+
     def _agree_on_length(self, loader: Any) -> Any:
-        lengths: list[int | None] = [None] * self.agents
-        dist.all_gather_object(lengths, sized_length(loader))
+        lengths: list[int | None] = self._gathered(sized_length(loader))
         length = agreed_length(lengths, self.uneven)
         return loader if lengths[self.global_rank] == length else AgreedLoader(loader, lambda: length)
+
+    @property
+    def _alone(self) -> bool:
+        return self._trainer.state.status == "interrupted"
+
+    def _each_agent(self) -> Iterator[Agent]:
+        yield from self._agents_here()
+
+    def _restore_agents(self, shards: Mapping[int, Mapping[str, Any]]) -> None:
+        shard = shards[self.global_rank]
+        self._create_agent(trainable(self._module))
+        assert self._agent is not None
+        restore_algorithm(self._agent, shard)
+        self._restore_live(shard)
 
     def _states(self) -> list[State]:
         return [ModuleState(self._module).capture()]

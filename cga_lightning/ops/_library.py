@@ -5,13 +5,14 @@ adds kernels under its dispatch key; every other device is served by the plain t
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cga_lightning.ops import _checks, _qp, _reference
+from cga_lightning.ops import _checks, _nvrtc, _reference
 
 # Typed as Any: not every torch release annotates these.
 _torch_library: Any = torch.library
@@ -56,28 +57,36 @@ def load(name: str, device: str, backend: str) -> None:
         _missing[backend] = f"{found[0].name} could not be loaded: {error}"
 
 
-def _gram(rows: list[Tensor], own: Tensor, offsets: Tensor, exact: bool = False) -> Tensor:
+def _gram(rows: list[Tensor], own: Tensor, offsets: Tensor, exact: bool = False, *, by: Any = _reference) -> Tensor:
     rows = _checks.rows("gram", rows, own)
-    return _reference.gram(rows, own, _checks.bounds("gram", offsets, own.numel()))
+    bounds = _checks.bounds("gram", offsets, own.numel())
+    # Plain torch is always exact.
+    options = {} if by is _reference else {"exact": exact}
+    products: Tensor = by.gram(rows, own, bounds, **options)
+    return products
 
 
-def _solve(products: Tensor, margin: float, eps: float) -> tuple[Tensor, Tensor]:
+def _solve(products: Tensor, margin: float, eps: float, *, by: Any = _reference) -> tuple[Tensor, Tensor]:
     _checks.products("solve", products)
-    return _qp.solve(products, *_checks.scalars("solve", margin, eps, products.dtype))
+    found: tuple[Tensor, Tensor] = by.solve(products, *_checks.scalars("solve", margin, eps, products.dtype))
+    return found
 
 
-def _combine_(rows: list[Tensor], own: Tensor, offsets: Tensor, dual: Tensor) -> None:
+def _combine_(rows: list[Tensor], own: Tensor, offsets: Tensor, dual: Tensor, *, by: Any = _reference) -> None:
     rows = _checks.rows("combine_", rows, own)
     _checks.disjoint("combine_", rows, own)
     offsets = _checks.bounds("combine_", offsets, own.numel())
     _checks.dual("combine_", dual, offsets.numel() - 1, len(rows))
-    _reference.combine_(rows, own, offsets, dual)
+    by.combine_(rows, own, offsets, dual)
 
 
-def _project_(rows: list[Tensor], own: Tensor, offsets: Tensor, margin: float, eps: float) -> tuple[Tensor, Tensor]:
+def _project_(
+    rows: list[Tensor], own: Tensor, offsets: Tensor, margin: float, eps: float, *, by: Any = _reference
+) -> tuple[Tensor, Tensor]:
     rows, offsets, margin, eps = _checks.arguments("project_", rows, own, margin, offsets, eps)
     _checks.disjoint("project_", rows, own)
-    return _reference.project_(rows, own, offsets, margin, eps)
+    found: tuple[Tensor, Tensor] = by.project_(rows, own, offsets, margin, eps)
+    return found
 
 
 def _project(
@@ -123,6 +132,16 @@ def _define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -
     torch.library.register_fake(f"cga_lightning::{name}", fake, lib=_library)
 
 
+def _use_cupy() -> None:
+    """Serve CUDA tensors by the kernels that CuPy compiles, where no library is compiled."""
+    if reason := _nvrtc.missing():
+        _missing["cupy"] = reason
+        return
+    for kernel in (_gram, _solve, _combine_, _project_):
+        _library.impl(kernel.__name__[1:], partial(kernel, by=_nvrtc), "CUDA")
+    _loaded["CUDA"] = "cupy"
+
+
 # rows: the K cross-gradients [d]; own: [d]; offsets: int64 [s + 1] on the CPU; all contiguous.
 # products: of rows and own (last) in each segment, [s, K + 1, K + 1] float64; exact: formed in float64.
 # dual: [s, K] float64; status: [s] int32.
@@ -133,3 +152,6 @@ _PROBLEM = "Tensor offsets, float margin, float eps"
 _define(f"project_(Tensor[] rows, Tensor(a!) own, {_PROBLEM}) -> (Tensor, Tensor)", _project_, _fake_project_)
 _define(f"project(Tensor[] rows, Tensor own, {_PROBLEM}) -> (Tensor, Tensor, Tensor)", _project, _fake_project)
 load("_C", "cpu", "cpp")
+load("_CUDA", "cuda", "cuda")
+if "CUDA" not in _loaded:
+    _use_cupy()

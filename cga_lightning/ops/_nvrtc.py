@@ -27,8 +27,6 @@ _WITHOUT_ASKING = 48 * 1024  # bytes of shared memory
 
 def missing() -> str | None:
     """Return why this path cannot serve CUDA tensors, or None if it can."""
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device"
     if find_spec("cupy") is None:
         return "CuPy is not installed: pip install cga-lightning[cupy]"
     return None if _folder().is_dir() else f"the sources of the kernels are not at {_folder()}"

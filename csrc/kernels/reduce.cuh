@@ -49,7 +49,7 @@ __device__ __forceinline__ void store_gram(const Problem& problem, const Slot& s
 
 // Called by every block once its partial of a slot is written; `blocks` of them share a slot. The sums of a group of
 // slots replace the partial of its first slot, and the last group of a segment goes on to solve.
-__device__ __noinline__ void finish_slot(const Problem& problem, const Slot& slot, int blocks) {
+inline __device__ __noinline__ void finish_slot(const Problem& problem, const Slot& slot, int blocks) {
   const long long place = (slot.index - slot.first) / kSlotsPerGroup * kSlotsPerGroup;
   const long long left = slot.count - place;
   const long long count = left < kSlotsPerGroup ? left : kSlotsPerGroup;

@@ -191,7 +191,8 @@ __device__ __forceinline__ bool pivot(const Solver& solver, double floor) {
   return false;
 }
 
-__device__ __noinline__ void solve_segment(const Problem& problem, int segment, unsigned char* memory) {
+inline __device__ __noinline__ void solve_segment(const Problem& problem, int segment,
+                                                  unsigned char* memory) {
   const int rows = problem.cross, size = rows + 1;
   const double* gram = problem.gram + static_cast<long long>(segment) * size * size;
   const Solver solver(rows, memory);

@@ -25,7 +25,7 @@ SELECTED = (
 )
 
 
-def _runtime(library: str) -> str:
+def runtime(library: str) -> str:
     found = subprocess.run(["g++", f"-print-file-name={library}"], capture_output=True, text=True, check=True)
     return found.stdout.strip()
 
@@ -40,9 +40,9 @@ def run(kind: str, extra: list[str]) -> int:
     command = [sys.executable, "-m", "pytest", str(HERE), "-q", "-p", "no:cacheprovider"]
     command += extra or ["-k", SELECTED]
     if kind == "address":
-        environment |= {"LD_PRELOAD": _runtime("libasan.so"), "ASAN_OPTIONS": "detect_leaks=0"}
+        environment |= {"LD_PRELOAD": runtime("libasan.so"), "ASAN_OPTIONS": "detect_leaks=0"}
     if kind == "thread":
-        environment |= {"LD_PRELOAD": _runtime("libtsan.so"), "TSAN_OPTIONS": "halt_on_error=1 report_bugs=1"}
+        environment |= {"LD_PRELOAD": runtime("libtsan.so"), "TSAN_OPTIONS": "halt_on_error=1 report_bugs=1"}
         command = ["setarch", "-R", *command]  # its shadow memory wants a fixed address layout
     return subprocess.run(command, env=environment, check=False).returncode
 
