@@ -61,14 +61,11 @@ def test_what_an_edge_has_not_delivered_yet_is_its_memory(compressor: Compressor
 
 
 @pytest.mark.parametrize("compressor", COMPRESSORS, ids=repr)
-def test_compressed_agents_come_as_close_to_the_optimum_as_cga(compressor: Compressor) -> None:
-    """With error feedback or unbiased rounding; they start at a distance of 3."""
-    problem = Quadratics(5, heterogeneity=1.0)
-    x, exact = (
-        train(problem, algorithm, cga.Complete(5), lr=lambda step: 2 / (step + 20), steps=100)
-        for algorithm in (cga.CGA(compressor=compressor), cga.CGA())
-    )
-    assert float((x - problem.optimum).norm(dim=1).max()) < 0.1 + float((exact - problem.optimum).norm(dim=1).max())
+def test_compressed_agents_come_close_to_the_optimum(compressor: Compressor) -> None:
+    """Which cross-gradients of the sign alone, without memory, would not; the start is 4.5 away."""
+    problem, algorithm = Quadratics(4, heterogeneity=1.0), cga.CGA(compressor=compressor)
+    x = train(problem, algorithm, cga.Complete(4), lr=lambda step: 2 / (step + 10), steps=60)
+    assert float((x - problem.optimum).norm(dim=1).max()) < 0.3
 
 
 def test_edges_draw_from_streams_of_their_own() -> None:
