@@ -55,7 +55,7 @@ class Decentralized(_Base):
         resume: on fit(ckpt_path=...), every agent goes on from its own part of the checkpoint ("agents"), or all
             start from the model in it ("consensus"), also if their number is another.
         start_method: how the Trainer starts the processes, as in `DDPStrategy`: "popen" runs the script again,
-            "spawn", "fork" and "forkserver" use multiprocessing.
+            "spawn", "fork" and "forkserver" use multiprocessing. Forked agents compute with one thread each.
         process_group_backend: "gloo" or "nccl"; chosen by the device if None.
         accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin: as in `DDPStrategy`.
 
@@ -117,6 +117,12 @@ class Decentralized(_Base):
     def _configure_launcher(self) -> None:
         self._bind(self.agents)  # the first place that knows their number: in Trainer(...)
         super()._configure_launcher()
+
+    def setup_environment(self) -> None:
+        """A forked process has none of its parent's threads, and waits for ever if it takes up their pool."""
+        if self._start_method == "fork":
+            torch.set_num_threads(1)
+        super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
         """Move the module to its device and let all agents start from the same point; never wrap it."""

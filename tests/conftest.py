@@ -1,6 +1,8 @@
-"""Settings that must be in place before torch is imported."""
+"""One thread for every test: they are small, and several run as many processes as agents."""
 
 import os
 
-# The tests are small, several run as many processes as agents, and forked processes must not inherit a thread pool.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+import torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
+torch.set_num_threads(1)
