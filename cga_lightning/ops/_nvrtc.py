@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def _launch(launches: Sequence[Launch], tensor: Tensor) -> None:
     import cupy
 
     index, stream = _stream(tensor)
-    with cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream, device_id=index):
+    with cupy.cuda.Device(index), cupy.cuda.Stream.from_external(_External(stream)):
         for launch in launches:
             unit = UNITS.get(launch.kernel.rpartition("_")[2], 0)
             kernel = _module(unit).get_function(launch.kernel)
@@ -139,6 +139,15 @@ def _module(unit: int) -> Any:
 def _by_value(argument: ctypes.Structure) -> np.ndarray[Any, Any]:
     """Return a structure as CuPy takes one by value: an array of one element of its size."""
     return np.frombuffer(bytes(argument), dtype=np.dtype((np.void, ctypes.sizeof(argument))))
+
+
+class _External(NamedTuple):
+    """A stream of torch, by the protocol that CuPy asks for."""
+
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address
 
 
 def _device(tensor: Tensor) -> Device:

@@ -120,15 +120,12 @@ __device__ __forceinline__ void combine_slot(const Problem& problem, const Slot&
   active.collect(problem.dual + static_cast<long long>(slot.segment) * problem.cross, problem.cross);
   __syncthreads();
   if (*active.count != 0) Combine<T>::run(problem, active, slot);
-  __syncthreads();  // before the list is overwritten for the next slot
 }
 
-// From the last slot to the first: what pass 1 read last is still in the cache.
+// A block a slot, from the last to the first: what pass 1 read last is still in the cache.
 template <typename T>
 __device__ __forceinline__ void combine(const Problem& problem) {
-  for (long long index = blockIdx.x; index < problem.slots; index += gridDim.x) {
-    combine_slot<T>(problem, find_slot(problem, problem.slots - 1 - index));
-  }
+  combine_slot<T>(problem, find_slot(problem, problem.slots - 1 - blockIdx.x));
 }
 
 // The second half of a cooperative launch: this block's slots again, each as soon as its segment is solved. No block
@@ -140,7 +137,7 @@ __device__ __forceinline__ void combine_when_ready(const Problem& problem) {
     if (threadIdx.x == 0) {
       while (load_acquire(problem.ready + slot.segment) == 0) pause();
     }
-    __syncthreads();
+    __syncthreads();  // also: all have read the list of the slot before
     combine_slot<T>(problem, slot);
   }
 }

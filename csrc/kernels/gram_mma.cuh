@@ -63,8 +63,7 @@ struct MmaProducts {
 
   __device__ __forceinline__ explicit MmaProducts(Total* totals) : totals(totals) {
     clear();
-    for (int i = lane_index(); i < kTotals; i += 32) totals[i] = 0;
-    __syncwarp(kWarp);
+    for (int i = lane_index(); i < kTotals; i += 32) totals[i] = 0;  // those that this lane will add to
   }
 
   __device__ __forceinline__ void clear() {

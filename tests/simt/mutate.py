@@ -72,7 +72,7 @@ def mutants() -> Iterator[Mutant]:
         text = path.read_text()
         for match in BARRIER.finditer(text):
             line = text.count("\n", 0, match.start()) + 1
-            broken = text[: match.start()] + ";" + text[match.end() :]
+            broken = text[: match.start()] + "{}" + text[match.end() :]
             yield Mutant(f"{path.name}:{line} without {match[0]}", path.name, broken)
     for name, old, new, fault in FAULTS:
         text = (KERNELS / name).read_text()
@@ -120,7 +120,7 @@ def _survives(mutant: Mutant, folder: Path, kind: str) -> bool:
     kernels = folder / "kernels"
     shutil.copytree(KERNELS, kernels, dirs_exist_ok=True)
     (kernels / mutant.file).write_text(mutant.text)
-    library = build(["-O1", *FLAGS[kind].split()] if kind else ["-O1"], kernels=kernels, root=folder)
+    library = build(["-O1", "-w", *FLAGS.get(kind, "").split()], kernels=kernels, root=folder)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--probe", str(library), kind]
     if kind == "thread":

@@ -37,11 +37,11 @@ def cupy(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
         asked.modules.append((code, options))
         return SimpleNamespace(get_function=lambda name: _Kernel(name, executor))
 
-    def stream(address: int, device_id: int) -> contextlib.AbstractContextManager[None]:
-        asked.streams.append((address, device_id))
+    def stream(external: Any) -> contextlib.AbstractContextManager[None]:
+        asked.streams.append(external.__cuda_stream__())
         return contextlib.nullcontext()
 
-    cuda = SimpleNamespace(Device=lambda index: contextlib.nullcontext(), ExternalStream=stream)
+    cuda = SimpleNamespace(Device=lambda index: contextlib.nullcontext(), Stream=SimpleNamespace(from_external=stream))
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=module, cuda=cuda))
     monkeypatch.setattr(_nvrtc, "_device", lambda tensor: DEVICE)
     monkeypatch.setattr(_nvrtc, "_stream", lambda tensor: (0, 1234))
@@ -66,7 +66,7 @@ def test_projects(cupy: SimpleNamespace, cross: int, dtype: str) -> None:
     assert dual.shape == (2, cross)
     rounding = {"f16": 5e-4, "bf16": 4e-3}.get(dtype, 1e-6)
     assert np.linalg.norm(own.double().numpy() - expected) < rounding * np.linalg.norm(expected)
-    assert set(cupy.streams) == {(1234, 0)}
+    assert set(cupy.streams) == {(0, 1234)}
 
 
 def test_the_parts_make_up_the_whole(cupy: SimpleNamespace) -> None:
