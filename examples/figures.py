@@ -15,18 +15,18 @@ COLUMN = ("topology", "agents", "partition")
 
 
 def markdown(runs: list[Run]) -> str:
-    """Mean test accuracy of the agents in percent, with its standard deviation over seeds; below it what was sent."""
+    """Test accuracy of the agents and of the consensus for every row and column, and what was sent for it."""
     cells, columns = _cells(runs), list(_groups(runs, COLUMN))
     head = ["algorithm", "learning rate", *(_setting(column) for column in columns), "kB sent per step and agent"]
     lines = [head, ["---"] * 2 + ["---:"] * (len(columns) + 1)]
     for row, group in _groups(runs, ROW).items():
         sent = [float(run["bytes"]) / float(run["steps"]) / 1e3 for run in group]
-        accuracies = [_spread([100 * float(run["mean"]) for run in cells[row, column]]) for column in columns]
+        accuracies = [_accuracies(cells[row, column]) for column in columns]
         lines.append([f"`{row[0]}`", str(row[1]), *accuracies, " to ".join(f"{x:,.0f}" for x in _range(sent))])
     about = (
         "{data}, {model}, {steps} steps with batches of {batch_size}. Test accuracy in percent of the agents' own "
         "models: mean over agents and over the last {last} of {evaluations} evaluations on {test_samples} images, "
-        "± standard deviation over the seeds {seeds}."
+        "± standard deviation over the seeds {seeds}; in brackets that of the consensus model in the end."
     ).format(**runs[0], seeds=", ".join(dict.fromkeys(run["seed"] for run in runs)))
     return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", about, ""])
 
@@ -74,8 +74,10 @@ def _setting(column: tuple[str, ...]) -> str:
     return f"{agents} agents, {topology}, {partition}"
 
 
-def _spread(values: list[float]) -> str:
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+def _accuracies(runs: list[Run]) -> str:
+    own, consensus = (100 * np.array([float(run[name]) for run in runs]) for name in ("mean", "consensus"))
+    spread = f" ± {own.std(ddof=1):.1f}" if len(runs) > 1 else ""
+    return f"{own.mean():.1f}{spread} ({consensus.mean():.1f})"
 
 
 def _range(values: list[float]) -> list[float]:

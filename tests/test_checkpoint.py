@@ -73,6 +73,15 @@ class Remembers(Algorithm):
         agent.mix(models)
 
 
+class Shortcut(cga.Topology):
+    """A directed ring with a second edge into one agent, so that push-sum weights differ."""
+
+    directed = True
+
+    def edges(self, agents):
+        return [*((rank, (rank + 1) % agents) for rank in range(agents)), (0, 2)]
+
+
 def strategy(kind, agents=AGENTS, **options):
     if kind == "simulated":
         return cga.SimulatedStrategy(agents, **options)
@@ -131,6 +140,9 @@ def equal(first, second):
 CASES = {
     "cga": {},
     "state of the algorithm": {"algorithm": Remembers()},
+    "error memories and random streams": {"algorithm": cga.CGA(compressor=cga.RandomK(0.3))},
+    "push-sum weights": {"algorithm": cga.SGP(), "topology": Shortcut()},
+    "trackers and momentum": {"algorithm": cga.QuasiGlobalMomentum(cga.GradientTracking())},
     "loss scale": {"plugins": partial(ScaledFloat32, growth_interval=3)},
     "counters in groups": {"module": partial(Module, partial(Averaged, lr=0.1))},
 }

@@ -16,7 +16,8 @@ class GradientTracking(Algorithm):
 
         y_t^j = sum_l pi_jl y_{t-1}^l + g_t^j - g_{t-1}^j,    x_{t+1}^j = sum_l pi_jl x_t^l - lr * y_t^j.
 
-    The sum of all y^j is that of all g^j. It costs a second vector per message, no second gradient.
+    The sum of all y^j is that of all g^j. It costs a second vector per edge, no second gradient. A gradient that is not
+    finite, as half precision may produce, goes to the loss scaler but not into the tracker.
 
     Source: Nedic, Olshevsky and Shi, "Achieving Geometric Convergence for Distributed Optimization over Time-Varying
     Graphs", SIAM Journal on Optimization 27(4), 2017 (DIGing); for stochastic gradients Koloskova et al., NeurIPS 2021.
@@ -30,9 +31,10 @@ class GradientTracking(Algorithm):
         tracker, last = _state(agent, "tracker"), _state(agent, "last_gradient")
         models = yield gossip(agent, agent.params)
         trackers = yield gossip(agent, tracker)
-        agent.state["tracker"] = agent.average(tracker, trackers).add_(agent.grad).sub_(last)
-        agent.state["last_gradient"] = agent.grad.clone()
-        agent.grad = agent.state["tracker"].clone()
+        news = torch.where(agent.grad.isfinite().all(), agent.grad, last)
+        agent.state["tracker"] = agent.average(tracker, trackers).add_(news).sub_(last)
+        agent.state["last_gradient"] = news
+        agent.grad = agent.state["tracker"] + (agent.grad - news)  # the tracker; not finite where the gradient is not
         agent.mix(models)
 
 

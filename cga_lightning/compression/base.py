@@ -95,7 +95,7 @@ class RandomCompressor(Compressor):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on drawing where the saved one stopped."""
-        self._generator.set_state(state["generator"])
+        self._generator.set_state(state["generator"].cpu())
 
     @cached_property
     def _generator(self) -> torch.Generator:

@@ -45,3 +45,18 @@ def test_the_trackers_sum_up_to_the_gradients() -> None:
         torch.testing.assert_close(sum(agent.grad for agent in agents), total)
         for agent in agents:
             agent.params -= 0.05 * agent.grad
+
+
+def test_an_overflow_is_seen_and_not_remembered() -> None:
+    problem, communicator, algorithm = Quadratics(3, heterogeneity=1.0), LocalCommunicator(), GradientTracking()
+    agents = problem.agents(Ring(3))
+    for overflow in (False, True, False):
+        for agent in agents:
+            agent.grad = agent.gradient(at=agent.params)
+        if overflow:
+            agents[0].grad[2] = float("inf")
+        total = sum(agent.grad for agent in agents)
+        communicator.open_step(0, algorithm.exchanges)
+        communicator.run([algorithm.step(agent) for agent in agents])
+        assert [bool(agent.grad.isfinite().all()) for agent in agents] == [not overflow, True, True]
+    torch.testing.assert_close(sum(agent.grad for agent in agents), total)
