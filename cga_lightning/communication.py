@@ -5,16 +5,24 @@ Both communicators drive the same generators (see `algorithms.base`), so an algo
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import chain, count
+from threading import Timer
 
 import torch.distributed as dist
 from torch import Tensor
 
 from cga_lightning.algorithms import Exchange, Messages, Step
+
+PATIENCE = 30.0
+"""Seconds of waiting after which an agent says for whom."""
+
+_log = logging.getLogger(__name__)
 
 
 class CommunicationError(RuntimeError):
@@ -128,14 +136,33 @@ class ProcessGroupCommunicator(Communicator):
 
     def _receive(self) -> list[Messages]:
         # One work per operation in order, or one for all of them (NCCL): either way all are waited for.
-        peers = self._peers
-        for i, work in enumerate(self._works):
-            try:
-                work.wait(self.timeout)
-            except RuntimeError as error:
-                raise self._failure([peers[i]] if len(self._works) == len(peers) else peers, error) from error
+        one_each = len(self._works) == len(self._peers)
+        with self._patience():
+            for i, work in enumerate(self._works):
+                self._awaited = self._peers[i : i + 1] if one_each else self._peers
+                try:
+                    work.wait(self.timeout)
+                except RuntimeError as error:
+                    raise self._failure(self._awaited, error) from error
         self._works = []
         return [self._inbox]
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        """Say whom this agent waits for, if that takes long. A wait itself cannot be resumed after a timeout."""
+        timer = Timer(PATIENCE, self._warn)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _warn(self) -> None:
+        _log.warning(
+            f"Agent {self.rank} has waited {PATIENCE:g} s to exchange {self._name!r} with its neighbor "
+            f"{_listed(self._awaited)} at step {self._number}; it gives up after {self.timeout.total_seconds():g} s."
+        )
 
     def _buffer(self, rank: int, like: Tensor) -> Tensor:
         buffer = self._buffers.get((self._name, rank))
@@ -144,13 +171,19 @@ class ProcessGroupCommunicator(Communicator):
         return buffer
 
     def _failure(self, peers: list[int], error: RuntimeError) -> CommunicationError:
-        who = ", ".join(map(str, sorted(set(peers))))
+        who = _listed(peers)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return CommunicationError(
+        message = (
             f"Agent {self.rank} could not exchange {self._name!r} with its neighbor {who} at step {self._number} "
             f"(timeout {self.timeout.total_seconds():g} s): {reason}. Look at the output of agent {who}: it has died, "
             "raised or is late. For slow agents pass DecentralizedStrategy(timeout=...)."
         )
+        _log.error(message)  # now: the launcher shows the exception only when the last process has ended
+        return CommunicationError(message)
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, sorted(set(ranks))))
 
 
 def _resume(step: Step, inbox: Messages | None) -> Messages | Exchange | None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 else:
     _Base = AgentStrategy
 
+START_TIMEOUT = timedelta(seconds=300)
 StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
 
 
@@ -123,6 +124,17 @@ class Decentralized(_Base):
         if self._start_method == "fork":
             torch.set_num_threads(1)
         super().setup_environment()
+
+    def setup_distributed(self) -> None:
+        """Wait longer for the others to start than for an answer later: they may still be importing."""
+        timeout = self._timeout or timedelta.max
+        self._timeout = max(timeout, START_TIMEOUT)
+        try:
+            super().setup_distributed()
+        finally:
+            self._timeout = timeout
+        public = getattr(dist, "set_timeout", None)  # since torch 2.15
+        (public or dist.distributed_c10d._set_pg_timeout)(timeout)
 
     def setup(self, trainer: Trainer) -> None:
         """Move the module to its device and let all agents start from the same point; never wrap it."""

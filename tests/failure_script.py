@@ -1,0 +1,45 @@
+"""Agent 1 of 3 fails in its third step; run by test_failures. Arguments: start method, event, timeout in seconds."""
+
+import os
+import signal
+import sys
+import time
+import warnings
+from datetime import timedelta
+
+import pytorch_lightning as pl
+
+import cga_lightning as cga
+from cga_lightning import communication
+from tests.toys import QUIET, Classifier, OwnData, one_class_each
+
+EVENTS = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "raising": lambda: (_ for _ in ()).throw(KeyError("the data of agent 1 is gone")),
+    "stalled": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "late": lambda: time.sleep(3),
+}
+
+
+class Fails(Classifier):
+    fails = True
+
+    def training_step(self, batch, batch_idx):
+        if self.fails and self.global_rank == 1 and self.global_step == 2:
+            type(self).fails = False
+            print(f"failing {time.monotonic()}", file=sys.stderr, flush=True)
+            EVENTS[sys.argv[2]]()
+        return super().training_step(batch, batch_idx)
+
+
+def main():
+    warnings.simplefilter("ignore")
+    communication.PATIENCE = 1.0
+    strategy = cga.DecentralizedStrategy(start_method=sys.argv[1], timeout=timedelta(seconds=float(sys.argv[3])))
+    trainer = pl.Trainer(strategy=strategy, devices=3, max_epochs=1, **QUIET)
+    trainer.fit(Fails(), datamodule=OwnData(one_class_each(3)))
+    print("finished", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
