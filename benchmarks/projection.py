@@ -4,6 +4,8 @@
     python benchmarks/projection.py --targets           # the targets only
     python benchmarks/projection.py --rows 4 --sizes 1000000
 
+Other ways are timed if they are installed: ``pip install quadprog torchjd qpsolvers proxsuite qpth``.
+
 The floor is the time to read every row and the own gradient once for the inner products, to read them once
 more and to write the result, (2(K + 1) + 1) d elements, at the bandwidth of a plain read. All rows conflict,
 so that none is skipped. Times are medians over interleaved rounds, in milliseconds of CPU time of the
