@@ -189,9 +189,15 @@ class Simulated(_Base):
         resident.window.append(*args)
         output = super().training_step(*args)
         super().backward(self._loss(output), self.optimizers[0])
-        resident.grads = [parameter.grad for parameter in self._parameters]
-        set_gradients(self._parameters, [None] * len(self._parameters))
+        self._keep_gradients(resident)
         return output
+
+    def _keep_gradients(self, resident: Resident) -> None:
+        """In the agent's flat gradient, so that the memory they came in is free, and warm, for the next pass."""
+        grads = [parameter.grad for parameter in self._parameters]
+        kept = self._layout.views(self._layout.write(grads, out=resident.flat_grad))
+        resident.grads = [None if grad is None else view for grad, view in zip(grads, kept, strict=True)]
+        set_gradients(self._parameters, [None] * len(grads))
 
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Done already, for each agent in its turn; this is the mean of their losses."""
@@ -257,7 +263,7 @@ class Simulated(_Base):
     def _exchange(self) -> None:
         for resident in self._residents:
             self._turns.give(resident)
-            resident.agent.grad = self._unscale(self._layout.write(resident.grads, out=resident.flat_grad))
+            resident.agent.grad = self._unscale(resident.flat_grad)
         assert self._communicator is not None
         self._communicator.open_step(self._residents[0].agent.step, self.algorithm.exchanges)
         self._run([self.algorithm.step(resident.agent) for resident in self._residents])
