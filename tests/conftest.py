@@ -1,4 +1,4 @@
-"""One thread for every test: they are small, and several run as many processes as agents."""
+"""What several processes in one test need: small thread pools, and an autograd engine that can be forked."""
 
 import os
 
@@ -6,3 +6,7 @@ import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 torch.set_num_threads(1)
+
+# The engine counts devices at the first backward pass. Fake tensors, which other tests use, add a device where there is
+# no GPU, and an engine with a thread for it refuses to run in forked processes.
+torch.ones(1, requires_grad=True).sum().backward()
