@@ -142,7 +142,7 @@ def main(pattern: str = "") -> int:
                 verdict = "caught: data race"
             else:
                 verdict = f"SURVIVES{': ' + EXPECTED[mutant.name] if mutant.name in EXPECTED else ''}"
-        if "without" in mutant.name:
+        if ".cuh" in mutant.name:
             barriers += 1
             caught += "caught" in verdict
         print(f"{mutant.name}: {verdict}", flush=True)
