@@ -94,22 +94,35 @@ def compare(args: argparse.Namespace, train: Images, test: Images) -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    strategies = ["simulated", *STRATEGIES]
     undirected = [name for name, topology in TOPOLOGIES.items() if not topology.directed]
     add = parser.add_argument
+    processes = f"simulated (the default), or one process per agent: {', '.join(STRATEGIES)}"
+    add("--strategy", metavar="NAME", choices=["simulated", *STRATEGIES], default="simulated", help=processes)
+    add("--agents", metavar="N", type=int, default=5, help="number of agents (default: %(default)s)")
     add(
-        "--strategy",
-        choices=strategies,
-        default="simulated",
-        help="simulated agents, or a strategy of one process each",
+        "--topology",
+        metavar="NAME",
+        choices=undirected,
+        default="ring",
+        help=f"one of {', '.join(undirected)} (default: %(default)s)",
     )
-    add("--agents", type=int, default=5, help="number of agents (default: %(default)s)")
-    add("--topology", choices=undirected, default="ring", help="who talks to whom (default: %(default)s)")
-    add("--steps", type=int, default=200, help="optimizer steps of each method (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the model, the partition and the batches (default: %(default)s)")
+    add("--steps", metavar="N", type=int, default=200, help="optimizer steps of each method (default: %(default)s)")
+    add(
+        "--seed",
+        metavar="N",
+        type=int,
+        default=0,
+        help="of the model, the partition and the batches (default: %(default)s)",
+    )
     add("--data-root", metavar="DIR", help="train on MNIST in this folder instead of scikit-learn's digits")
     add("--download", action="store_true", help="fetch MNIST into --data-root if it is not there")
-    add("--picture", type=Path, default="quickstart.png", help="where to save the curves (default: %(default)s)")
+    add(
+        "--picture",
+        metavar="FILE",
+        type=Path,
+        default="quickstart.png",
+        help="where to save the curves (default: %(default)s)",
+    )
     args = parser.parse_args()
     if args.agents < 2 or args.steps < 1:
         parser.error(f"needs at least 2 agents and 1 step, got --agents {args.agents} --steps {args.steps}.")

@@ -80,10 +80,10 @@ class Recorder(pl.Callback):
 
 def print_table(records: dict[str, Record], classes: list[list[int]]) -> None:
     """Test accuracies after the last step, by agent and method, and what each method has sent."""
-    table = Table("test accuracy of", "trained on", *(Column(name, justify="right") for name in records))
+    table = Table("test accuracy of", "classes", *(Column(name, justify="right") for name in records))
     finals = [record["curve"][-1][1] for record in records.values()]
     for rank, accuracies in enumerate(zip(*finals, strict=True)):
-        table.add_row(f"agent {rank}", "classes " + ", ".join(map(str, classes[rank])), *map(_percent, accuracies))
+        table.add_row(f"agent {rank}", ", ".join(map(str, classes[rank])), *map(_percent, accuracies))
     table.add_section()
     table.add_row("mean of the agents", "", *(_percent(float(np.mean(final))) for final in finals), style="bold")
     table.add_row("consensus model", "", *(_percent(record["consensus"]) for record in records.values()))
