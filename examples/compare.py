@@ -6,7 +6,8 @@
 Writes runs.csv, one row per run, into the output folder; runs that are there are not repeated, so an interrupted
 comparison goes on where it stopped. In the end it makes table.md and curves.png of all its runs.
 
-An algorithm is a name, or an expression such as "QuasiGlobalMomentum(CGA(margin=0.0))".
+An algorithm is a name, or an expression such as "QuasiGlobalMomentum(CGA(margin=0.0))". With --tuning-seed each gets
+the one of --lrs that does best with that seed in its own setting, and the table shows the --seeds at that rate.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import itertools
 import logging
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,25 +112,46 @@ def algorithm_of(text: str) -> Algorithm:
 
 def compare(args: argparse.Namespace) -> None:
     """Make all runs that are not in the output folder yet, then show those asked for."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    training, test = load(args.data, args.data_root, args.download)
+    images = training, Images(*(part[: args.test_samples] for part in test))
+    make = partial(make_runs, args.output / "runs.csv", images)
     lists = [getattr(args, name) for name in ("algorithms", "topologies", "agents", "partitions", "lrs", "seeds")]
     fixed = {name: getattr(args, name) for name in FIXED}
     wanted = [fixed | dict(zip(GRID, values, strict=True)) for values in itertools.product(*lists)]
-    args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / "runs.csv"
+    note = ""
+    if args.tuning_seed is not None:
+        best = best_rates(make([run | {"seed": args.tuning_seed} for run in wanted]))
+        wanted = [run for run in wanted if run["lr"] == best[cell(run)]]
+        note = f"Learning rates: the best of {', '.join(map(str, args.lrs))} with the seed {args.tuning_seed}."
+    rows = make(wanted)
+    table = markdown(rows, note)
+    (args.output / "table.md").write_text(table)
+    draw(rows, args.output / "curves.png")
+    print(table)
+
+
+def make_runs(path: Path, images: tuple[Images, Images], wanted: list[Run]) -> list[Run]:
+    """The rows of all wanted runs; those that are not in the file yet are made now and added to it."""
     done = {key(run): run for run in read(path)}
-    missing = [run for run in wanted if key(run) not in done]
-    training, test = load(args.data, args.data_root, args.download)
-    images = training, Images(*(part[: args.test_samples] for part in test))
+    missing = {key(run): run for run in wanted if key(run) not in done}
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, left"), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.description}"), speed_estimate_period=600) as progress:
-        task = progress.add_task("", total=args.steps * len(missing))
-        for run in missing:
+        task = progress.add_task("", total=sum(run["steps"] for run in missing.values()))
+        for name, run in missing.items():
             progress.update(task, description=f"{run['algorithm']}, {run['topology']}, {run['agents']} agents")
-            done[key(run)] = append(path, train(run, images, progress))
-    rows = [done[key(run)] for run in wanted]
-    (args.output / "table.md").write_text(markdown(rows))
-    draw(rows, args.output / "curves.png")
-    print(markdown(rows))
+            done[name] = append(path, train(run, images, progress))
+    return [done[key(run)] for run in wanted]
+
+
+def best_rates(rows: list[Run]) -> dict[tuple[str, ...], float]:
+    """The learning rate of the most accurate row of every cell."""
+    return {cell(row): float(row["lr"]) for row in sorted(rows, key=lambda row: float(row["mean"]))}
+
+
+def cell(run: Run) -> tuple[str, ...]:
+    """What a learning rate is chosen for."""
+    return tuple(str(run[name]) for name in GRID if name not in ("lr", "seed"))
 
 
 def key(run: Run) -> tuple[str, ...]:
@@ -165,6 +188,7 @@ def parse() -> argparse.Namespace:
     add("--partitions", nargs="+", default=["by_label"])
     add("--lrs", nargs="+", type=float, default=[0.01], help="learning rates")
     add("--seeds", nargs="+", type=int, default=[0])
+    add("--tuning-seed", type=int, help="choose among --lrs with this seed; better none of --seeds")
     add("--data", default="digits", choices=DATASETS)
     add("--data-root", metavar="DIR", help="the folder of MNIST, FashionMNIST or CIFAR-10")
     add("--download", action="store_true", help="fetch them into --data-root if they are not there")
