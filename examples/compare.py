@@ -6,8 +6,8 @@
 Writes runs.csv, one row per run, into the output folder; runs that are there are not repeated, so an interrupted
 comparison goes on where it stopped. In the end it makes table.md and curves.png of all its runs.
 
-An algorithm is a name, or an expression such as "QuasiGlobalMomentum(CGA(margin=0.0))". With --tuning-seed each gets
-the one of --lrs that does best with that seed in its own setting, and the table shows the --seeds at that rate.
+An algorithm is a name, or an expression such as "QuasiGlobalMomentum(CGA(margin=0.0))". With --best the table shows
+each one with the learning rate of --lrs that does best over the seeds, in each setting.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import itertools
 import logging
 import time
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from data import DATASETS, Images, load
-from figures import draw, markdown
+from figures import draw, grouped, markdown
 from models import MODELS, Classifier
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -35,7 +34,8 @@ import cga_lightning
 from cga_lightning import Algorithm, PartitionedDataModule, QuasiGlobalMomentum, SimulatedStrategy
 from cga_lightning.algorithms import ALGORITHMS, from_name
 
-GRID = ("algorithm", "topology", "agents", "partition", "lr", "seed")
+SETTING = ("algorithm", "topology", "agents", "partition")
+GRID = (*SETTING, "lr", "seed")
 FIXED = ("data", "model", "batch_size", "momentum", "steps", "evaluations", "last", "test_samples")
 RESULTS = ("mean", "worst", "best", "consensus", "distance", "bytes", "seconds", "curve")
 
@@ -114,18 +114,14 @@ def compare(args: argparse.Namespace) -> None:
     """Make all runs that are not in the output folder yet, then show those asked for."""
     args.output.mkdir(parents=True, exist_ok=True)
     training, test = load(args.data, args.data_root, args.download)
-    images = training, Images(*(part[: args.test_samples] for part in test))
-    make = partial(make_runs, args.output / "runs.csv", images)
+    shown = Images(*(part[: args.test_samples] for part in test))
     lists = [getattr(args, name) for name in ("algorithms", "topologies", "agents", "partitions", "lrs", "seeds")]
     fixed = {name: getattr(args, name) for name in FIXED}
     wanted = [fixed | dict(zip(GRID, values, strict=True)) for values in itertools.product(*lists)]
-    note = ""
-    if args.tuning_seed is not None:
-        best = best_rates(make([run | {"seed": args.tuning_seed} for run in wanted]))
-        wanted = [run for run in wanted if run["lr"] == best[cell(run)]]
-        note = f"Learning rates: the best of {', '.join(map(str, args.lrs))} with the seed {args.tuning_seed}."
-    rows = make(wanted)
-    table = markdown(rows, note)
+    rows = make_runs(args.output / "runs.csv", (training, shown), wanted)
+    if args.best:
+        rows, note = with_best_rates(rows), f"Learning rates: the best of {', '.join(map(str, args.lrs))}."
+    table = markdown(rows, note if args.best else "")
     (args.output / "table.md").write_text(table)
     draw(rows, args.output / "curves.png")
     print(table)
@@ -144,14 +140,12 @@ def make_runs(path: Path, images: tuple[Images, Images], wanted: list[Run]) -> l
     return [done[key(run)] for run in wanted]
 
 
-def best_rates(rows: list[Run]) -> dict[tuple[str, ...], float]:
-    """The learning rate of the most accurate row of every cell."""
-    return {cell(row): float(row["lr"]) for row in sorted(rows, key=lambda row: float(row["mean"]))}
-
-
-def cell(run: Run) -> tuple[str, ...]:
-    """What a learning rate is chosen for."""
-    return tuple(str(run[name]) for name in GRID if name not in ("lr", "seed"))
+def with_best_rates(rows: list[Run]) -> list[Run]:
+    """Those with the learning rate that is most accurate, over all seeds, for their algorithm and setting."""
+    best: list[Run] = []
+    for group in grouped(rows, SETTING).values():
+        best += max(grouped(group, ("lr",)).values(), key=lambda runs: sum(float(run["mean"]) for run in runs))
+    return best
 
 
 def key(run: Run) -> tuple[str, ...]:
@@ -188,7 +182,7 @@ def parse() -> argparse.Namespace:
     add("--partitions", nargs="+", default=["by_label"])
     add("--lrs", nargs="+", type=float, default=[0.01], help="learning rates")
     add("--seeds", nargs="+", type=int, default=[0])
-    add("--tuning-seed", type=int, help="choose among --lrs with this seed; better none of --seeds")
+    add("--best", action="store_true", help="show each algorithm only with its best learning rate")
     add("--data", default="digits", choices=DATASETS)
     add("--data-root", metavar="DIR", help="the folder of MNIST, FashionMNIST or CIFAR-10")
     add("--download", action="store_true", help="fetch them into --data-root if they are not there")
