@@ -6,7 +6,8 @@
 Writes runs.csv, one row per run, into the output folder; runs that are there are not repeated, so an interrupted
 comparison goes on where it stopped. In the end it makes table.md and curves.png of all its runs.
 
-An algorithm is a name, or an expression such as "QuasiGlobalMomentum(CGA(margin=0.0))".
+An algorithm is a name, or an expression such as "QuasiGlobalMomentum(CGA(margin=0.0))". With --best the table shows
+each one with the learning rate of --lrs that does best over the seeds, in each setting.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from data import DATASETS, Images, load
-from figures import draw, markdown
+from figures import draw, grouped, markdown
 from models import MODELS, Classifier
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -33,7 +34,8 @@ import cga_lightning
 from cga_lightning import Algorithm, PartitionedDataModule, QuasiGlobalMomentum, SimulatedStrategy
 from cga_lightning.algorithms import ALGORITHMS, from_name
 
-GRID = ("algorithm", "topology", "agents", "partition", "lr", "seed")
+SETTING = ("algorithm", "topology", "agents", "partition")
+GRID = (*SETTING, "lr", "seed")
 FIXED = ("data", "model", "batch_size", "momentum", "steps", "evaluations", "last", "test_samples")
 RESULTS = ("mean", "worst", "best", "consensus", "distance", "bytes", "seconds", "curve")
 
@@ -110,25 +112,40 @@ def algorithm_of(text: str) -> Algorithm:
 
 def compare(args: argparse.Namespace) -> None:
     """Make all runs that are not in the output folder yet, then show those asked for."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    training, test = load(args.data, args.data_root, args.download)
+    shown = Images(*(part[: args.test_samples] for part in test))
     lists = [getattr(args, name) for name in ("algorithms", "topologies", "agents", "partitions", "lrs", "seeds")]
     fixed = {name: getattr(args, name) for name in FIXED}
     wanted = [fixed | dict(zip(GRID, values, strict=True)) for values in itertools.product(*lists)]
-    args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / "runs.csv"
+    rows = make_runs(args.output / "runs.csv", (training, shown), wanted)
+    if args.best:
+        rows, note = with_best_rates(rows), f"Learning rates: the best of {', '.join(map(str, args.lrs))}."
+    table = markdown(rows, note if args.best else "")
+    (args.output / "table.md").write_text(table)
+    draw(rows, args.output / "curves.png")
+    print(table)
+
+
+def make_runs(path: Path, images: tuple[Images, Images], wanted: list[Run]) -> list[Run]:
+    """The rows of all wanted runs; those that are not in the file yet are made now and added to it."""
     done = {key(run): run for run in read(path)}
-    missing = [run for run in wanted if key(run) not in done]
-    training, test = load(args.data, args.data_root, args.download)
-    images = training, Images(*(part[: args.test_samples] for part in test))
+    missing = {key(run): run for run in wanted if key(run) not in done}
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, left"), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.description}"), speed_estimate_period=600) as progress:
-        task = progress.add_task("", total=args.steps * len(missing))
-        for run in missing:
+        task = progress.add_task("", total=sum(run["steps"] for run in missing.values()))
+        for name, run in missing.items():
             progress.update(task, description=f"{run['algorithm']}, {run['topology']}, {run['agents']} agents")
-            done[key(run)] = append(path, train(run, images, progress))
-    rows = [done[key(run)] for run in wanted]
-    (args.output / "table.md").write_text(markdown(rows))
-    draw(rows, args.output / "curves.png")
-    print(markdown(rows))
+            done[name] = append(path, train(run, images, progress))
+    return [done[key(run)] for run in wanted]
+
+
+def with_best_rates(rows: list[Run]) -> list[Run]:
+    """Those with the learning rate that is most accurate, over all seeds, for their algorithm and setting."""
+    best: list[Run] = []
+    for group in grouped(rows, SETTING).values():
+        best += max(grouped(group, ("lr",)).values(), key=lambda runs: sum(float(run["mean"]) for run in runs))
+    return best
 
 
 def key(run: Run) -> tuple[str, ...]:
@@ -165,6 +182,7 @@ def parse() -> argparse.Namespace:
     add("--partitions", nargs="+", default=["by_label"])
     add("--lrs", nargs="+", type=float, default=[0.01], help="learning rates")
     add("--seeds", nargs="+", type=int, default=[0])
+    add("--best", action="store_true", help="show each algorithm only with its best learning rate")
     add("--data", default="digits", choices=DATASETS)
     add("--data-root", metavar="DIR", help="the folder of MNIST, FashionMNIST or CIFAR-10")
     add("--download", action="store_true", help="fetch them into --data-root if they are not there")

@@ -14,30 +14,30 @@ ROW = ("algorithm", "lr")
 COLUMN = ("topology", "agents", "partition")
 
 
-def markdown(runs: list[Run]) -> str:
+def markdown(runs: list[Run], note: str = "") -> str:
     """Test accuracy of the agents and of the consensus for every row and column, and what was sent for it."""
-    cells, columns = _cells(runs), list(_groups(runs, COLUMN))
+    cells, columns = _cells(runs), list(grouped(runs, COLUMN))
     head = ["algorithm", "learning rate", *(_setting(column) for column in columns), "kB sent per step and agent"]
     lines = [head, ["---"] * 2 + ["---:"] * (len(columns) + 1)]
-    for row, group in _groups(runs, ROW).items():
+    for row, group in grouped(runs, ROW).items():
         sent = [float(run["bytes"]) / float(run["steps"]) / 1e3 for run in group]
-        accuracies = [_accuracies(cells[row, column]) for column in columns]
+        accuracies = [_accuracies(cells[row, column]) if (row, column) in cells else "" for column in columns]
         lines.append([f"`{row[0]}`", str(row[1]), *accuracies, " to ".join(f"{x:,.0f}" for x in _range(sent))])
     about = (
         "{data}, {model}, {steps} steps with batches of {batch_size}. Test accuracy in percent of the agents' own "
         "models: mean over agents and over the last {last} of {evaluations} evaluations on {test_samples} images, "
         "± standard deviation over the seeds {seeds}; in brackets that of the consensus model in the end."
     ).format(**runs[0], seeds=", ".join(dict.fromkeys(run["seed"] for run in runs)))
-    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", about, ""])
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", f"{about} {note}".strip(), ""])
 
 
 def draw(runs: list[Run], path: Path) -> None:
     """The mean test accuracy of the agents over steps and over bytes; one row of panels per setting."""
-    cells, columns = _cells(runs), list(_groups(runs, COLUMN))
+    cells, columns = _cells(runs), list(grouped(runs, COLUMN))
     figure = Figure(figsize=(10, 3.4 * len(columns)), layout="constrained")
     panels = figure.subplots(len(columns), 2, squeeze=False, sharey=True)
     for (by_steps, by_bytes), column in zip(panels, columns, strict=True):
-        for row in _groups(runs, ROW):
+        for row in (row for row in grouped(runs, ROW) if (row, column) in cells):
             group = cells[row, column]
             percent = 100 * np.mean([[float(value) for value in run["curve"].split()] for run in group], axis=0)
             progress = np.arange(1, len(percent) + 1) / len(percent)
@@ -53,7 +53,8 @@ def draw(runs: list[Run], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _groups(runs: list[Run], names: tuple[str, ...]) -> dict[tuple[str, ...], list[Run]]:
+def grouped(runs: list[Run], names: tuple[str, ...]) -> dict[tuple[str, ...], list[Run]]:
+    """The runs by their values of `names`."""
     groups: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
         groups[tuple(run[name] for name in names)].append(run)
@@ -64,8 +65,8 @@ def _cells(runs: list[Run]) -> dict[tuple[tuple[str, ...], tuple[str, ...]], lis
     """The runs of every row and column, one per seed."""
     return {
         (row, column): group
-        for row, of_row in _groups(runs, ROW).items()
-        for column, group in _groups(of_row, COLUMN).items()
+        for row, of_row in grouped(runs, ROW).items()
+        for column, group in grouped(of_row, COLUMN).items()
     }
 
 

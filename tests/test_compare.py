@@ -89,6 +89,27 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path: Path, example, monkeypa
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+def test_only_the_best_learning_rate_is_shown(tmp_path: Path, example, monkeypatch) -> None:
+    rates = ("--lrs", 1e-6, 0.03, "--best", "--seeds", 0, 1, "--steps", 20)
+    compare(
+        example,
+        monkeypatch,
+        "--algorithms",
+        "dpsgd",
+        "--agents",
+        2,
+        "--partitions",
+        "iid",
+        *rates,
+        "--output",
+        tmp_path,
+    )
+    assert [row["lr"] for row in rows(tmp_path)] == ["1e-06", "1e-06", "0.03", "0.03"]
+    table = (tmp_path / "table.md").read_text()
+    assert "| `dpsgd` | 0.03 |" in table and "| `dpsgd` | 1e-06 |" not in table
+    assert "the best of 1e-06, 0.03" in table and "the seeds 0, 1;" in table
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -23,7 +23,15 @@ from cga_lightning.compression import (
 from cga_lightning.compression.bits import join, pack, packed_size, split, unpack
 from cga_lightning.flat import FlatLayout
 
-BIASED = [ScaledSign(), ScaledSign(per_layer=False), TopK(0.1), TopK(1e-9), RandomK(0.2), RandomK(1.0)]
+BIASED = [
+    ScaledSign(),
+    ScaledSign(bucket=3),
+    ScaledSign(per_layer=False),
+    TopK(0.1),
+    TopK(1e-9),
+    RandomK(0.2),
+    RandomK(1.0),
+]
 UNBIASED = [Identity(), RandomK(0.2, scaled=True), QSGD(bits=2), QSGD(bits=4), QSGD(bits=8, bucket=7)]
 ROUNDING = [Identity("bfloat16"), Identity(torch.float16)]
 ALL = BIASED + UNBIASED + ROUNDING
@@ -139,20 +147,23 @@ def test_scaled_sign_by_hand():
     layout = Padded([(3,), (2,)], step=4)
     x = torch.tensor([1.0, -2.0, 0.0, 0.0, -4.0, 4.0, 0.0, 0.0])
     wire = ScaledSign().compress(x, layout)
-    assert wire[:8].view(torch.float32).tolist() == [1.0, 4.0]
-    assert wire[8:].tolist() == [0b11101101]
+    assert wire[:4].view(torch.bfloat16).tolist() == [1.0, 4.0]
+    assert wire[4:].tolist() == [0b11101101]
     assert roundtrip(ScaledSign(), x, layout).tolist() == [1, -1, 1, 0, -4, 4, 0, 0]
-    whole = torch.tensor(11 / 5).item()
+    assert roundtrip(ScaledSign(bucket=2), x, layout).tolist() == [1.5, -1.5, 0, 0, -4, 4, 0, 0]
+    whole = torch.tensor(11 / 5, dtype=torch.bfloat16).item()
     assert roundtrip(ScaledSign(per_layer=False), x, layout).tolist() == pytest.approx(
         [whole, -whole, whole, 0, -whole, whole, 0, 0]
     )
 
 
-def test_scaled_sign_loses_what_the_paper_says():
+@pytest.mark.parametrize("bucket", [None, 256, 10])
+def test_scaled_sign_loses_what_the_paper_says(bucket):
     layout = Padded()
     x = layout.random()
-    lost = sum(squared(v) - v.abs().sum().item() ** 2 / v.numel() for v in layout.views(x))
-    assert squared(roundtrip(ScaledSign(), x, layout) - x) == pytest.approx(lost, rel=1e-5)
+    parts = [part for view in layout.views(x) for part in view.reshape(-1).split(bucket or 10_000)]
+    lost = sum(squared(part) - part.abs().sum().item() ** 2 / part.numel() for part in parts)
+    assert squared(roundtrip(ScaledSign(bucket=bucket), x, layout) - x) == pytest.approx(lost, rel=1e-5)
 
 
 def test_top_k_keeps_the_largest():
@@ -182,12 +193,13 @@ def test_qsgd_variance_bound(bits):
     [
         (Identity(), 4_000_000),
         (Identity("bfloat16"), 2_000_000),
-        (ScaledSign(), 125_000 + 8),
-        (ScaledSign(per_layer=False), 125_000 + 4),
+        (ScaledSign(), 125_000 + 2 * (2344 + 1563)),
+        (ScaledSign(bucket=None), 125_000 + 2 * 2),
+        (ScaledSign(per_layer=False), 125_000 + 2),
         (TopK(0.01), 10_000 * 8),
         (RandomK(0.01), 10_000 * 4 + 16),
         (QSGD(bits=4, bucket=500), 500_000 + 2000 * 4),
-        (ErrorFeedback(ScaledSign()), 125_000 + 8),
+        (ErrorFeedback(ScaledSign(bucket=None)), 125_000 + 2 * 2),
     ],
     ids=repr,
 )
@@ -285,6 +297,7 @@ def test_join_and_split():
         (lambda: RandomK(1.5), "RandomK needs 0 < ratio <= 1, got 1.5"),
         (lambda: QSGD(bits=3), r"bits in \(2, 4, 8\).*got QSGD\(bits=3"),
         (lambda: QSGD(bucket=0), "bucket >= 1"),
+        (lambda: ScaledSign(bucket=0), "ScaledSign needs bucket >= 1 or None, got 0"),
         (lambda: Identity("int8"), "wire_dtype must be a floating dtype of torch, got 'int8'"),
         (lambda: Identity("double_trouble"), "got 'double_trouble'"),
         (

@@ -10,48 +10,78 @@ from torch import Tensor
 from cga_lightning.compression.base import Compressor, Layout
 from cga_lightning.compression.bits import join, pack, packed_size, split, unpack
 
+_SCALE = torch.bfloat16
+
 
 @dataclass(frozen=True)
 class ScaledSign(Compressor):
-    """One bit per element and one scale per parameter: ``(||p||_1 / n) sign(p)`` (Karimireddy et al. 2019).
+    """One bit per element, and their mean modulus: ``(||p||_1 / n) sign(p)`` (Karimireddy et al. 2019).
 
-    This is the compressor of CompCGA. Zero counts as positive. The scale is float32.
+    This is the compressor of CompCGA. The n elements that share a scale are a parameter, or each bucket of a larger one
+    (Zheng et al. 2019): where whole rows of a gradient vanish, as those of a ReLU that is off, a scale of the whole
+    parameter would send noise there. A scale is rounded to bfloat16, which error feedback makes up for. Zero counts
+    as positive.
 
     Args:
-        per_layer: one scale per parameter; False takes one for the whole vector.
+        per_layer: False takes one scale for the whole vector.
+        bucket: the most elements of a parameter that share a scale; None for no limit.
+
+    Raises:
+        ValueError: ``bucket`` is less than 1.
     """
 
     per_layer: bool = True
+    bucket: int | None = 256
     needs_feedback = True
+
+    def __post_init__(self) -> None:
+        if self.bucket is not None and self.bucket < 1:
+            raise ValueError(f"ScaledSign needs bucket >= 1 or None, got {self.bucket}.")
 
     def wire_size(self, layout: Layout) -> int:
         """d bits and the scales."""
-        return 4 * self._scales(layout) + packed_size(layout.numel, 1)
+        return _SCALE.itemsize * self._scales(layout) + packed_size(layout.numel, 1)
 
     def compress(self, x: Tensor, layout: Layout) -> Tensor:
         """Return the scales, then the signs."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        parts = layout.views(x) if self.per_layer else [x]
-        norms = torch.stack([part.abs().sum(dtype=wide) for part in parts])
-        return join((norms / self._counts(layout, norms)).float(), pack((x >= 0).view(torch.uint8), 1))
+        scales = torch.cat([rows.abs().mean(1, dtype=wide) for rows in self._rows(x, layout)])
+        if not self.per_layer:
+            scales *= x.numel() / max(1, _elements(layout))  # without the padding
+        return join(scales.to(_SCALE), pack((x >= 0).view(torch.uint8), 1))
 
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
         """Return each sign times its scale."""
         self._check(wire, layout)
         bits = packed_size(layout.numel, 1)
-        scales, packed = split(wire, (self._scales(layout), torch.float32), (bits, torch.uint8))
+        scales, packed = split(wire, (self._scales(layout), _SCALE), (bits, torch.uint8))
         x = unpack(packed, (-1, 1), layout.numel, layout.dtype)
-        parts = layout.views(x)
-        for part, scale in zip(parts, scales.expand(len(parts)).unbind(), strict=True):
-            part.mul_(scale)
-        return _clear_between(parts, x)
+        groups = self._rows(x, layout)
+        for rows, scale in zip(groups, torch.split(scales.to(x.dtype), [len(rows) for rows in groups]), strict=True):
+            rows.mul_(scale[:, None])
+        return _clear_between(layout.views(x), x)
+
+    def _rows(self, x: Tensor, layout: Layout) -> list[Tensor]:
+        """Views into x as matrices with one scale per row."""
+        if not self.per_layer:
+            return [x.view(1, -1)]
+        return [rows for part in layout.views(x) for rows in _buckets(part.view(-1), self.bucket)]
 
     def _scales(self, layout: Layout) -> int:
-        return len(layout.shapes) if self.per_layer else 1
+        if not self.per_layer:
+            return 1
+        return sum(-(-shape.numel() // (self.bucket or max(1, shape.numel()))) for shape in layout.shapes)
 
-    def _counts(self, layout: Layout, norms: Tensor) -> Tensor:
-        counts = [shape.numel() for shape in layout.shapes]
-        return norms.new_tensor(counts if self.per_layer else [sum(counts)]).clamp_(min=1)
+
+def _buckets(part: Tensor, size: int | None) -> list[Tensor]:
+    """The full buckets as one matrix, then what is left as a row."""
+    size = size or max(1, part.numel())
+    full = part.numel() - part.numel() % size
+    return [rows for rows in (part[:full].view(-1, size), part[full:].view(1, -1)) if rows.numel()]
+
+
+def _elements(layout: Layout) -> int:
+    return sum(shape.numel() for shape in layout.shapes)
 
 
 def _clear_between(parts: list[Tensor], x: Tensor) -> Tensor:

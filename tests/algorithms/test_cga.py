@@ -45,6 +45,12 @@ def test_the_default_projects_the_weighted_mean() -> None:
     assert agent.diagnostics["conflicts"] == 0
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.5, 2.0])
+def test_equal_mixing_weights_only_shorten_the_step(margin: float) -> None:
+    mixing, uniform = (step(CGA(margin=margin, weights=weights)).grad for weights in ("mixing", "uniform"))
+    torch.testing.assert_close(3 * mixing, uniform)
+
+
 def test_a_program_per_layer_sees_one_layer_at_a_time() -> None:
     layout = FlatLayout([torch.zeros(1), torch.zeros(2)], alignment=1)
     agent = step(CGA(margin=0.0, weights="uniform", scope="layer"), layout)
