@@ -18,6 +18,9 @@ SOLVE, COMBINE = 1, 2  # what a Gram kernel goes on to do
 
 # Shortest slot, in columns: enough work for a block, and a multiple of every vector and warp step.
 _SLOT_UNIT = 4096
+# Beyond so many slots they grow longer instead. Not with many rows: their totals in a slot may be float32.
+_SLOTS = 1024
+_MANY_ROWS, _LONGEST_SLOT = 40, 4  # in units
 # Below this, one cooperative launch saves more than a second pass with more blocks gains.
 _COOPERATIVE_BYTES = 20_000_000
 # Below this ridge the rounding of a float32 product would decide which cross-gradients are dependent.
@@ -133,9 +136,8 @@ class Plan:
     @cached_property
     def slot_length(self) -> int:
         """Columns of a slot: from d and K alone, so that results do not depend on the device."""
-        most = 1024 if self.cross < 24 else 512
-        units = -(-self.bounds[-1] // (most * self.slot_unit))
-        return max(1, units) * self.slot_unit
+        units = max(1, -(-self.bounds[-1] // (_SLOTS * self.slot_unit)))
+        return self.slot_unit * (units if self.cross < _MANY_ROWS else min(units, _LONGEST_SLOT))
 
     @cached_property
     def first_slot(self) -> tuple[int, ...]:

@@ -13,6 +13,9 @@
 namespace cga::cuda {
 
 constexpr int64_t kSlotUnit = 4096;                  // shortest slot, in columns
+constexpr int64_t kSlots = 1024;                     // beyond so many they grow longer instead,
+constexpr int64_t kLongestSlot = 4;                  // up to so many units
+constexpr int kManyRows = 40;                        // from so many rows on: their totals in a slot may be float32
 constexpr int64_t kCooperativeBytes = 20'000'000;    // below this, one cooperative launch serves both passes
 constexpr double kExactBelow = 1e-6;                 // ridge below which products are formed in float64
 constexpr double kDependent = 1e-14;
@@ -49,9 +52,8 @@ class Plan {
   Plan(std::string dtype, int item_bytes, std::vector<int64_t> bounds, Device device, Addresses addresses)
       : dtype_(std::move(dtype)), item_bytes_(item_bytes), bounds_(std::move(bounds)), device_(device),
         addresses_(std::move(addresses)), cross_(static_cast<int>(addresses_.rows.size())) {
-    const int64_t most = cross_ < 24 ? 1024 : 512;
-    const int64_t units = divide(bounds_.back(), most * kSlotUnit);
-    slot_length_ = std::max<int64_t>(1, units) * kSlotUnit;
+    const int64_t units = std::max<int64_t>(1, divide(bounds_.back(), kSlots * kSlotUnit));
+    slot_length_ = kSlotUnit * (cross_ < kManyRows ? units : std::min(units, kLongestSlot));
     first_slot_.push_back(0);
     for (size_t i = 0; i + 1 < bounds_.size(); ++i)
       first_slot_.push_back(first_slot_.back() +

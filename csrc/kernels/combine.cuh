@@ -5,8 +5,6 @@
 
 namespace cga {
 
-constexpr int kCombineThreads = 256;
-
 // The rows with a weight, in shared memory behind the 16 bytes of the arrival flag.
 struct ActiveRows {
   double* weight;  // [K]

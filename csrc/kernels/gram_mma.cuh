@@ -39,7 +39,7 @@ struct Fragments<float16> {
 };
 template <>
 struct Fragments<float> {
-  static constexpr int kRun = 16;
+  static constexpr int kRun = 8;
 };
 
 // Where the product of rows i <= j is kept: tile, register and lane of a warp, as one index.
@@ -131,20 +131,12 @@ struct MmaProducts {
     clear();
   }
 
-  // All columns are in: what float32 could not hold is done again.
-  __device__ __forceinline__ void check(const Problem& problem, const Run& run) {
-    __syncwarp(kWarp);  // lanes read each other's totals from here on
+  // Whether the warp's columns hold what float32 cannot.
+  __device__ __forceinline__ bool are_delicate(const Problem& problem, const Run& run) const {
+    __syncwarp(kWarp);  // the totals of other lanes are read
     bool unsafe = false;
     for (int i = lane_index(); i <= problem.cross; i += 32) unsafe |= !is_safe(totals[fragment_index<B>(i, i)]);
-    __syncwarp(kWarp);  // before lane 0 overwrites them
-    if (__ballot_sync(kWarp, unsafe) == 0 || !is_delicate<T>(problem.rows, problem.cross + 1, run)) return;
-    for (int j = 0; j <= problem.cross; ++j) {
-      for (int i = 0; i <= j; ++i) {
-        const double product = wide_product(static_cast<const T*>(problem.rows[i]),
-                                            static_cast<const T*>(problem.rows[j]), run);
-        if (lane_index() == 0) totals[fragment_index<B>(i, j)] = static_cast<Total>(product);
-      }
-    }
+    return __ballot_sync(kWarp, unsafe) != 0 && is_delicate<T>(problem.rows, problem.cross + 1, run);
   }
 };
 
@@ -163,35 +155,32 @@ __device__ __forceinline__ void load_blocks(uint4 (&raw)[B], const T* const (&ro
 // Lane l holds row l / 4 of every block, 16 bytes of it: four lanes cover 64 bytes. The next step is loaded while this
 // one is multiplied.
 template <typename T, int B>
-__device__ __forceinline__ void multiply_blocks(const Problem& problem, const Slot& slot,
-                                                MmaProducts<T, B>& products) {
-  constexpr int kStep = 4 * Element<T>::kPerVector;
-  const int warp = warp_index(), lane = lane_index();
+__device__ __forceinline__ void multiply_blocks(const Problem& problem, const Run& run, MmaProducts<T, B>& products) {
+  const int lane = lane_index();
   const T* rows[B];
 #pragma unroll
   for (int b = 0; b < B; ++b) rows[b] = static_cast<const T*>(problem.rows[8 * b + lane / 4]);
   const int shift = lane % 4 * Element<T>::kPerVector;
-  constexpr long long kStride = kMmaWarps * kStep;
-  const long long begin = slot.begin + warp * kStep;
   int steps = 0;
   uint4 now[B], next[B];
-  if (begin < slot.end) load_blocks(now, rows, begin + shift, slot.end, begin + kStep <= slot.end);
-  for (long long base = begin; base < slot.end; base += kStride) {
-    const long long following = base + kStride;
-    if (following < slot.end) load_blocks(next, rows, following + shift, slot.end, following + kStep <= slot.end);
+  if (run.begin < run.end) load_blocks(now, rows, run.begin + shift, run.end, run.begin + run.width <= run.end);
+  for (long long base = run.begin; base < run.end; base += run.stride) {
+    const long long following = base + run.stride;
+    if (following < run.end) load_blocks(next, rows, following + shift, run.end, following + run.width <= run.end);
     products.add(now);
     if (++steps % Fragments<T>::kRun == 0) products.close();
 #pragma unroll
     for (int b = 0; b < B; ++b) now[b] = next[b];
   }
   products.close();
-  if (Element<T>::kDelicate) products.check(problem, {begin, slot.end, kStride, kStep});
 }
 
 // Adds the totals of the warps in their order.
-template <int B, typename Total>
-__device__ __forceinline__ void store_blocks(const Problem& problem, const Slot& slot, const Total* totals) {
+template <typename T, int B, typename Total>
+__device__ __forceinline__ void store_blocks(const Problem& problem, const Slot& slot, const Total* totals,
+                                             bool delicate) {
   constexpr int kTotals = kMmaTiles<B> * 4 * 32;
+  if (__syncthreads_or(delicate)) return store_wide<T>(problem, slot, 0, 8 * B, 0, 8 * B);
   for (int entry = threadIdx.x; entry < 64 * B * B; entry += kMmaThreads) {
     const int i = entry / (8 * B), j = entry % (8 * B);
     if (i > j || j > problem.cross) continue;
@@ -207,10 +196,10 @@ __device__ __forceinline__ void gram_mma(const Problem& problem) {
   typename Products::Total* totals = shared_work<typename Products::Total>();
   for (long long index = blockIdx.x; index < problem.slots; index += gridDim.x) {
     const Slot slot = find_slot(problem, index);
+    const Run run = warp_run(slot, 4 * Element<T>::kPerVector);
     Products products(totals + warp_index() * Products::kTotals);
-    multiply_blocks<T, B>(problem, slot, products);
-    __syncthreads();
-    store_blocks<B>(problem, slot, totals);
+    multiply_blocks<T, B>(problem, run, products);
+    store_blocks<T, B>(problem, slot, totals, Element<T>::kDelicate && products.are_delicate(problem, run));
     finish_slot(problem, slot, 1);
   }
   if (problem.phases & kCombine) combine_when_ready<T>(problem);

@@ -8,7 +8,7 @@
 namespace cga {
 
 constexpr int kRowsThreads = 256;
-constexpr int kRowsRun = 64;  // steps before the sums are widened: 256 or 512 terms in float32
+constexpr int kRowsRun = 16;  // steps before the sums are widened: 64 terms of float32, whose equal sums keep 1e-6
 
 // Products of M rows. Fewer rows than M are given: the last ones are then repeats of the own gradient, and not used.
 template <typename T, int M>
@@ -54,28 +54,15 @@ struct RowProducts {
     }
   }
 
-  // All columns are in: what float32 could not hold is done again.
-  __device__ __forceinline__ void check(const Problem& problem, const Run& run) {
+  // Whether the warp's columns hold what float32 cannot.
+  __device__ __forceinline__ bool are_delicate(const Problem& problem, const Run& run) const {
     bool unsafe = false;
 #pragma unroll
     for (int i = 0; i < M; ++i) {
       const int p = i * (i + 1) / 2 + i;
       if (lane_index() == p % 32) unsafe |= !is_safe(total[p / 32]);
     }
-    if (__ballot_sync(kWarp, unsafe) != 0 && is_delicate<T>(problem.rows, M, run)) multiply_wide(problem, run);
-  }
-
-  __device__ __forceinline__ void multiply_wide(const Problem& problem, const Run& run) {
-    for (int j = 0; j < M; ++j) {
-      for (int i = 0; i <= j; ++i) {
-        const double product = wide_product(static_cast<const T*>(problem.rows[i]),
-                                            static_cast<const T*>(problem.rows[j]), run);
-#pragma unroll
-        for (int o = 0; o < kOwned; ++o) {
-          if (lane_index() + 32 * o == pair_index(i, j)) total[o] = product;
-        }
-      }
-    }
+    return __ballot_sync(kWarp, unsafe) != 0 && is_delicate<T>(problem.rows, M, run);
   }
 };
 
@@ -92,28 +79,22 @@ __device__ __forceinline__ void load_rows(uint4 (&raw)[M], const Problem& proble
 }
 
 template <typename T, int M>
-__device__ __forceinline__ RowProducts<T, M> multiply_rows(const Problem& problem, const Slot& slot) {
-  constexpr int kStep = 32 * Element<T>::kPerVector;
-  RowProducts<T, M> products;
-  const int warp = warp_index(), lane = lane_index();
-  constexpr long long kStride = kRowsThreads / 32 * kStep;
-  const long long begin = slot.begin + warp * kStep;
+__device__ __forceinline__ void multiply_rows(const Problem& problem, const Run& run, RowProducts<T, M>& products) {
   int steps = 0;
-  for (long long base = begin; base < slot.end; base += kStride) {
+  for (long long base = run.begin; base < run.end; base += run.stride) {
     uint4 raw[M];
-    load_rows<T>(raw, problem, base + lane * Element<T>::kPerVector, slot.end, base + kStep <= slot.end);
+    const long long column = base + lane_index() * Element<T>::kPerVector;
+    load_rows<T>(raw, problem, column, run.end, base + run.width <= run.end);
     products.add(raw);
     if (++steps % kRowsRun == 0) products.close();
   }
   products.close();
-  if (Element<T>::kDelicate) products.check(problem, {begin, slot.end, kStride, kStep});
-  return products;
 }
 
 // Adds the totals of the warps in their order.
 template <typename T, int M>
-__device__ __forceinline__ void store_rows(const Problem& problem, const Slot& slot,
-                                           const RowProducts<T, M>& products) {
+__device__ __forceinline__ void store_rows(const Problem& problem, const Slot& slot, const RowProducts<T, M>& products,
+                                           bool delicate) {
   constexpr int kPairs = RowProducts<T, M>::kPairs;
   double* totals = shared_work<double>();
   const int warp = warp_index(), lane = lane_index();
@@ -121,7 +102,7 @@ __device__ __forceinline__ void store_rows(const Problem& problem, const Slot& s
   for (int o = 0; o < RowProducts<T, M>::kOwned; ++o) {
     if (lane + 32 * o < kPairs) totals[warp * kPairs + lane + 32 * o] = products.total[o];
   }
-  __syncthreads();
+  if (__syncthreads_or(delicate)) return store_wide<T>(problem, slot, 0, M, 0, M);
   for (int p = threadIdx.x; p < pair_count(problem); p += kRowsThreads) {
     double sum = 0;
     for (int w = 0; w < kRowsThreads / 32; ++w) sum += totals[w * kPairs + p];
@@ -133,7 +114,10 @@ template <typename T, int M>
 __device__ __forceinline__ void gram_rows(const Problem& problem) {
   for (long long index = blockIdx.x; index < problem.slots; index += gridDim.x) {
     const Slot slot = find_slot(problem, index);
-    store_rows(problem, slot, multiply_rows<T, M>(problem, slot));
+    const Run run = warp_run(slot, 32 * Element<T>::kPerVector);
+    RowProducts<T, M> products;
+    multiply_rows(problem, run, products);
+    store_rows(problem, slot, products, Element<T>::kDelicate && products.are_delicate(problem, run));
     finish_slot(problem, slot, 1);
   }
   if (problem.phases & kCombine) combine_when_ready<T>(problem);

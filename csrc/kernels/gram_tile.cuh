@@ -8,7 +8,7 @@
 namespace cga {
 
 constexpr int kTileThreads = 256;
-constexpr int kTileRun = 256;  // steps before the sums are widened: terms in float32
+constexpr int kTileRun = 64;  // steps before the sums are widened: terms in float32
 constexpr int kTile = 8;
 
 template <typename Sum>
@@ -49,41 +49,28 @@ struct TileProducts {
     clear();
   }
 
-  // All columns are in: what float32 could not hold is done again. Products between rows may cancel; then the squares
-  // turn out to be safe.
-  __device__ __forceinline__ void check(const void* const* left, const void* const* right, const Run& run) {
+  // Whether the warp's columns hold what float32 cannot. Products between rows may cancel; then the squares turn out to
+  // be safe.
+  __device__ __forceinline__ bool are_delicate(const void* const* left, const void* const* right,
+                                               const Run& run) const {
     bool unsafe = false;
 #pragma unroll
     for (int o = 0; o < kOwned; ++o) unsafe |= !is_safe(fabs(total[o]));
-    if (__ballot_sync(kWarp, unsafe) == 0) return;
-    if (is_delicate<T>(left, kTile, run) || is_delicate<T>(right, kTile, run)) multiply_wide(left, right, run);
-  }
-
-  __device__ __forceinline__ void multiply_wide(const void* const* left, const void* const* right, const Run& run) {
-    for (int p = 0; p < kPairs; ++p) {
-      const double product =
-          wide_product(static_cast<const T*>(left[p / kTile]), static_cast<const T*>(right[p % kTile]), run);
-#pragma unroll
-      for (int o = 0; o < kOwned; ++o) {
-        if (lane_index() + 32 * o == p) total[o] = product;
-      }
-    }
+    return __ballot_sync(kWarp, unsafe) != 0 &&
+           (is_delicate<T>(left, kTile, run) || is_delicate<T>(right, kTile, run));
   }
 };
 
 template <typename T, typename Sum>
-__device__ __forceinline__ TileProducts<T, Sum> multiply_tile(const void* const* left, const void* const* right,
-                                                              const Slot& slot) {
-  TileProducts<T, Sum> products;
-  const int warp = warp_index(), lane = lane_index();
-  const long long begin = slot.begin + warp * 32;
+__device__ __forceinline__ void multiply_tile(const void* const* left, const void* const* right, const Run& run,
+                                              TileProducts<T, Sum>& products) {
   int steps = 0;
-  for (long long base = begin; base < slot.end; base += kTileThreads) {
-    const long long column = base + lane;
+  for (long long base = run.begin; base < run.end; base += run.stride) {
+    const long long column = base + lane_index();
     Sum x[kTile], y[kTile];
 #pragma unroll
     for (int i = 0; i < kTile; ++i) {
-      const bool inside = column < slot.end;
+      const bool inside = column < run.end;
       x[i] = inside ? static_cast<Sum>(Element<T>::widen(static_cast<const T*>(left[i])[column])) : 0;
       y[i] = inside ? static_cast<Sum>(Element<T>::widen(static_cast<const T*>(right[i])[column])) : 0;
     }
@@ -91,19 +78,18 @@ __device__ __forceinline__ TileProducts<T, Sum> multiply_tile(const void* const*
     if (++steps % kTileRun == 0) products.close();
   }
   products.close();
-  if (kIsFloat<Sum> && Element<T>::kDelicate) products.check(left, right, {begin, slot.end, kTileThreads, 32});
-  return products;
 }
 
+// Adds the totals of the warps in their order: products of rows i0 and on with rows j0 and on.
 template <typename T, typename Sum>
 __device__ __forceinline__ void store_tile(const Problem& problem, const Slot& slot, int i0, int j0,
-                                           const TileProducts<T, Sum>& products) {
+                                           const TileProducts<T, Sum>& products, bool delicate) {
   constexpr int kPairs = TileProducts<T, Sum>::kPairs;
   double* totals = shared_work<double>();
   const int warp = warp_index(), lane = lane_index();
 #pragma unroll
   for (int o = 0; o < TileProducts<T, Sum>::kOwned; ++o) totals[warp * kPairs + lane + 32 * o] = products.total[o];
-  __syncthreads();
+  if (__syncthreads_or(delicate)) return store_wide<T>(problem, slot, i0, i0 + kTile, j0, j0 + kTile);
   for (int p = threadIdx.x; p < kPairs; p += kTileThreads) {
     const int i = i0 + p / kTile, j = j0 + p % kTile;
     double sum = 0;
@@ -118,11 +104,18 @@ __device__ __forceinline__ void store_tile(const Problem& problem, const Slot& s
 template <typename T, typename Sum>
 __device__ __forceinline__ void gram_tile(const Problem& problem) {
   const int tiles = pair_index(0, problem.cross / kTile + 1);
-  int left = blockIdx.x % tiles, right = 0;
-  while (left > right) left -= ++right;
+  int i0 = blockIdx.x % tiles, j0 = 0;
+  while (i0 > j0) i0 -= ++j0;
+  i0 *= kTile;
+  j0 *= kTile;
   const Slot slot = find_slot(problem, blockIdx.x / tiles);
-  store_tile(problem, slot, left * kTile, right * kTile,
-             multiply_tile<T, Sum>(problem.rows + left * kTile, problem.rows + right * kTile, slot));
+  const Run run = warp_run(slot, 32);
+  const void* const* left = problem.rows + i0;
+  const void* const* right = problem.rows + j0;
+  TileProducts<T, Sum> products;
+  multiply_tile(left, right, run, products);
+  const bool delicate = kIsFloat<Sum> && Element<T>::kDelicate && products.are_delicate(left, right, run);
+  store_tile(problem, slot, i0, j0, products, delicate);
   finish_slot(problem, slot, tiles);
 }
 

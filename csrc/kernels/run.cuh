@@ -1,9 +1,10 @@
 // The columns of a slot that one warp adds up, and what to do where float32 does not suffice.
 //
-// Squares of float32 leave its range beyond 1e19 and lose bits below 1e-19. Where that can matter the warp adds its
-// columns again in float64, slowly: gradients of that size are rare, but a wrong projection would not be noticed.
+// Squares of float32 leave its range beyond 1e19 and lose bits below 1e-19. Where that can matter the block adds its
+// slot again in float64, slowly: gradients of that size are rare, but a wrong projection would not be noticed.
 #pragma once
 #include "element.cuh"
+#include "problem.cuh"
 
 namespace cga {
 
@@ -17,6 +18,11 @@ struct Run {
   long long stride;      // from one step to the next
   int width;             // columns of a step
 };
+
+// The warps of a block take turns.
+__device__ __forceinline__ Run warp_run(const Slot& slot, int width) {
+  return {slot.begin + warp_index() * width, slot.end, static_cast<long long>(blockDim.x / 32 * width), width};
+}
 
 template <typename V>
 __device__ __forceinline__ V warp_sum(V value) {
@@ -52,6 +58,22 @@ __device__ __noinline__ bool is_delicate(const void* const* rows, int count, con
     delicate |= squares != 0 && squares - squares == 0 && !is_safe(squares);
   }
   return delicate;
+}
+
+// The products of rows [i0, i1) with rows [j0, j1) over a slot in float64, by the whole block: a warp a product.
+template <typename T>
+__device__ __noinline__ void store_wide(const Problem& problem, const Slot& slot, int i0, int i1, int j0, int j1) {
+  const Run run = {slot.begin, slot.end, 32, 32};
+  const int warps = blockDim.x / 32;
+  int turn = 0;
+  for (int j = j0; j < j1 && j <= problem.cross; ++j) {
+    for (int i = i0; i < i1 && i <= j; ++i) {
+      if (turn++ % warps != warp_index()) continue;
+      const double product =
+          wide_product(static_cast<const T*>(problem.rows[i]), static_cast<const T*>(problem.rows[j]), run);
+      if (lane_index() == 0) problem.partials[slot.index * pair_count(problem) + pair_index(i, j)] = product;
+    }
+  }
 }
 
 }  // namespace cga

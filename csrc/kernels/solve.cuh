@@ -105,7 +105,6 @@ __device__ __forceinline__ void set_up(const Solver& solver, const double* gram,
   }
   __syncthreads();
   fill_tableau(solver, gram, ridge);
-  __syncthreads();
 }
 
 // Moves row j into the solution, or out of it (sign = -1). Two barriers.
@@ -169,7 +168,8 @@ __device__ __forceinline__ void advance(const Solver& solver, int entered) {
   if (threadIdx.x == 0) *solver.pick = fraction > 1 ? -1 : leaves;
 }
 
-// Returns whether the optimum was reached within the cap. At most K + 1 pivots in practice.
+// Returns whether the optimum was reached within the cap. At most K + 1 pivots in practice. Barriers come before the
+// first look at the tableau and after the last change of a weight.
 __device__ __forceinline__ bool pivot(const Solver& solver, double floor) {
   int entered = -1;
   for (int step = 0; step < 10 * solver.rows + 20; ++step) {
@@ -198,7 +198,6 @@ inline __device__ __noinline__ void solve_segment(const Problem& problem, int se
   const Solver solver(rows, memory);
   set_up(solver, gram, problem.margin, problem.ridge);
   const bool converged = *solver.peak > 0 ? pivot(solver, problem.floor) : true;
-  __syncthreads();
   for (int k = threadIdx.x; k < rows; k += blockDim.x) {
     const double weight = *solver.peak * solver.scale[k] * solver.weight[k];
     problem.dual[static_cast<long long>(segment) * rows + k] =

@@ -54,6 +54,13 @@ def assert_solved(case: Case, arrays: Arrays, plan: _plan.Plan, *, tolerance: fl
             assert abs(np.linalg.norm(result[low:high]) - norm) <= 1e-6 * size
 
 
+def assert_sums_equal_terms(executor: Executor, cross: int, device: _plan.Device = DEVICE, *, length: int) -> None:
+    """Check a long slot of equal terms, whose float32 sums all round one way: the worst that data can do."""
+    case = Case(np.full((cross + 1, length), float(np.float32(1.3108))), ridge=1e-6)
+    arrays, _ = project(executor, case, device=device, slot_unit=length + 1)
+    assert np.abs(arrays.gram[0] / (case.rows @ case.rows.T) - 1).max() < 1e-6
+
+
 def assert_projects(executor: Executor, case: Case, **options: Any) -> None:
     """Solve a case in three schedules with equal bits, the last twice on one workspace."""
     runs = [project(executor, case, schedule, **options) for schedule in SCHEDULES]

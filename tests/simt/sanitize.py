@@ -40,7 +40,9 @@ def run(kind: str, extra: list[str]) -> int:
     command = [sys.executable, "-m", "pytest", str(HERE), "-q", "-p", "no:cacheprovider"]
     command += extra or ["-k", SELECTED]
     if kind == "address":
-        environment |= {"LD_PRELOAD": runtime("libasan.so"), "ASAN_OPTIONS": "detect_leaks=0"}
+        # With the C++ library beside it, or no other library could throw.
+        preloaded = f"{runtime('libasan.so')} {runtime('libstdc++.so')}"
+        environment |= {"LD_PRELOAD": preloaded, "ASAN_OPTIONS": "detect_leaks=0"}
     if kind == "thread":
         environment |= {"LD_PRELOAD": runtime("libtsan.so"), "TSAN_OPTIONS": "halt_on_error=1 report_bugs=1"}
         command = ["setarch", "-R", *command]  # its shadow memory wants a fixed address layout

@@ -8,6 +8,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fiber.h"
@@ -46,6 +47,7 @@ struct Block {
   std::vector<std::array<Collective, 4>> collectives;  // by warp
   unsigned at_barrier = 0, done = 0, generation = 0;
   const char* barrier = nullptr;
+  bool votes = false, voted = false;  // of this barrier so far; of the last
   const void* observed = nullptr;  // the last atomic: a __threadfence from now on sees what its writers had done
   char order[2];
 };
@@ -92,7 +94,7 @@ void check_mask(unsigned mask, const char* where) {
 
 unsigned char* shared_memory() { return current->block->shared.get(); }
 
-void barrier(const char* where) {
+bool barrier(const char* where, bool vote) {
   Block& block = *current->block;
   if (block.done != 0) fail(std::string("barrier at ") + where + " after a thread has left the kernel");
   if (block.at_barrier != 0 && differ(block.barrier, where))
@@ -100,8 +102,10 @@ void barrier(const char* where) {
   block.barrier = where;
   char* order = &block.order[block.generation % 2];
   order_release(order);
+  block.votes |= vote;
   if (++block.at_barrier == block.threads.size()) {
     block.at_barrier = 0;
+    block.voted = std::exchange(block.votes, false);
     ++block.generation;
     for (Thread& thread : block.threads)
       if (thread.state == State::kBarrier) thread.state = State::kReady;
@@ -109,6 +113,7 @@ void barrier(const char* where) {
     yield(State::kBarrier);
   }
   order_acquire(order);
+  return block.voted;
 }
 
 const Values* meet(unsigned mask, const Values& mine, const char* where, bool orders) {

@@ -51,7 +51,8 @@ const char* run_kernel(const Entry* entries, size_t count, const char* name, con
                        const void* const* arguments);
 
 unsigned char* shared_memory();
-void barrier(const char* where);
+// Waits for the whole block and returns whether any thread voted.
+bool barrier(const char* where, bool vote = false);
 // Meets the other lanes of the mask and returns the values of all 32; `orders`: their memory accesses too.
 const Values* meet(unsigned mask, const Values& mine, const char* where, bool orders);
 void check_source(unsigned mask, unsigned source, const char* where);
@@ -85,7 +86,8 @@ inline unsigned ballot(unsigned mask, bool vote, const char* where) {
 #define SIMT_TEXT(x) SIMT_TEXT_(x)
 #define SIMT_HERE __FILE__ ":" SIMT_TEXT(__LINE__)
 
-#define __syncthreads() simt::barrier(SIMT_HERE)
+#define __syncthreads() ((void)simt::barrier(SIMT_HERE))
+#define __syncthreads_or(vote) simt::barrier(SIMT_HERE, vote)
 #define __syncwarp(mask) ((void)simt::meet(mask, {}, SIMT_HERE, true))
 #define __shfl_xor_sync(mask, value, lanes) simt::shuffle(mask, value, (threadIdx.x % 32) ^ (lanes), SIMT_HERE)
 #define __ballot_sync(mask, vote) simt::ballot(mask, vote, SIMT_HERE)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from cases import random_case
-from checks import assert_projects, assert_solved, project, same
+from checks import assert_projects, assert_solved, assert_sums_equal_terms, project, same
 from executor import DEVICE, Executor
 
 from cga_lightning.ops import _plan
@@ -101,3 +101,11 @@ def test_long_sums_of_one_sign(executor: Executor, cross: int, device: _plan.Dev
     arrays, _ = project(executor, case, device=device, slot_unit=524_288)
     exact = case.rows @ case.rows.T
     assert np.abs(arrays.gram[0] / exact - 1).max() < 5e-7
+
+
+@pytest.mark.parametrize(
+    ("cross", "device", "length"),
+    [(2, DEVICE, 300_000), (8, DEVICE, 300_000), (12, DEVICE, 60_000), (12, TURING, 300_000), (40, DEVICE, 16_384)],
+)
+def test_sums_of_equal_terms(executor: Executor, cross: int, device: _plan.Device, length: int) -> None:
+    assert_sums_equal_terms(executor, cross, device, length=length)
