@@ -1,16 +1,24 @@
 """The public classes for users of `lightning.pytorch`."""
 
 import lightning.pytorch as pl
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.trainer.call import _interrupt
 
 from cga_lightning.data import Partitioned
+from cga_lightning.launching import PromptLauncher
 from cga_lightning.metrics import Monitor
 from cga_lightning.registration import register
 from cga_lightning.simulation import Simulated
 from cga_lightning.strategy import Decentralized
 
 
+class Launcher(PromptLauncher, _MultiProcessingLauncher):
+    interrupt = _interrupt
+
+
 class DecentralizedStrategy(Decentralized, pl.strategies.DDPStrategy):
     __doc__ = Decentralized.__doc__
+    multiprocessing_launcher = Launcher
 
 
 class SimulatedStrategy(Simulated, pl.strategies.SingleDeviceStrategy):

@@ -6,7 +6,7 @@ import inspect
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -235,24 +235,34 @@ class AgentStrategy(_Base):
     def all_gather(self, tensor: Tensor, group: Any | None = None, sync_grads: bool = False) -> Tensor:
         """As in Lightning, but not inside training_step."""
         self._forbid_in_training_step("all_gather")
-        return super().all_gather(tensor, group, sync_grads)
+        with self._together("all_gather"):
+            return super().all_gather(tensor, group, sync_grads)
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
         """As in Lightning, but not inside training_step."""
         self._forbid_in_training_step("barrier")
         if not self._alone:
-            super().barrier(*args, **kwargs)
+            with self._together("barrier"):
+                super().barrier(*args, **kwargs)
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """As in Lightning, but not inside training_step."""
         self._forbid_in_training_step("broadcast")
-        return super().broadcast(obj, src)
+        if self._alone:
+            return obj
+        with self._together("broadcast"):
+            return super().broadcast(obj, src)
 
     def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
         """As in Lightning, but not in a pass with a neighbor's model."""
         if self._in_cross_pass:
             raise_collective("reduce")
-        return super().reduce(tensor, *args, **kwargs)
+        with self._together("reduce"):
+            return super().reduce(tensor, *args, **kwargs)
+
+    def _together(self, name: str) -> AbstractContextManager[None]:
+        """Around a collective of this name."""
+        return nullcontext()
 
     def _forbid_in_training_step(self, name: str) -> None:
         if self._in_training_step or self._in_cross_pass:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from itertools import chain, count
 from threading import Timer
+from traceback import clear_frames
 
 import torch.distributed as dist
 from torch import Tensor
@@ -122,6 +123,7 @@ class ProcessGroupCommunicator(Communicator):
         self.rank = rank
         self.timeout = timeout
         self._buffers: dict[tuple[str, int], Tensor] = {}
+        self._works: list[dist.Work] = []
 
     def _send(self, exchanges: list[Exchange]) -> None:
         ((outbox, senders, like),) = exchanges
@@ -132,20 +134,27 @@ class ProcessGroupCommunicator(Communicator):
         try:
             self._works = dist.batch_isend_irecv(operations) if operations else []
         except RuntimeError as error:
+            clear_frames(error.__traceback__)  # of the works, see close()
             raise self._failure(self._peers, error) from error
 
     def _receive(self) -> list[Messages]:
         # One work per operation in order, or one for all of them (NCCL): either way all are waited for.
         one_each = len(self._works) == len(self._peers)
         with self._patience():
-            for i, work in enumerate(self._works):
+            for i in range(len(self._works)):
                 self._awaited = self._peers[i : i + 1] if one_each else self._peers
                 try:
-                    work.wait(self.timeout)
+                    self._works[i].wait(self.timeout)  # the list alone holds it, see close()
                 except RuntimeError as error:
                     raise self._failure(self._awaited, error) from error
         self._works = []
         return [self._inbox]
+
+    def close(self) -> None:
+        """Leave the group, so that the neighbors lose this agent at once and not when its process has ended."""
+        self._works = []  # each would keep the connections open
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     @contextmanager
     def _patience(self) -> Iterator[None]:
@@ -172,14 +181,22 @@ class ProcessGroupCommunicator(Communicator):
 
     def _failure(self, peers: list[int], error: RuntimeError) -> CommunicationError:
         who = _listed(peers)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        message = (
-            f"Agent {self.rank} could not exchange {self._name!r} with its neighbor {who} at step {self._number} "
-            f"(timeout {self.timeout.total_seconds():g} s): {reason}. Look at the output of agent {who}: it has died, "
-            "raised or is late. For slow agents pass DecentralizedStrategy(timeout=...)."
-        )
-        _log.error(message)  # now: the launcher shows the exception only when the last process has ended
-        return CommunicationError(message)
+        what = f"exchange {self._name!r} with its neighbor {who} at step {self._number}"
+        return communication_error(self.rank, what, f"agent {who}", self.timeout, error)
+
+
+def communication_error(rank: int, what: str, who: str, timeout: timedelta, error: RuntimeError) -> CommunicationError:
+    """The error of an agent that could not do `what` because of `who`. It is printed at once.
+
+    Otherwise it would be shown when the last process has ended.
+    """
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    message = (
+        f"Agent {rank} could not {what} (timeout {timeout.total_seconds():g} s): {reason}. Look at the output of "
+        f"{who}: it has died, raised or is late. For slow agents pass DecentralizedStrategy(timeout=...)."
+    )
+    _log.error(message)
+    return CommunicationError(message)
 
 
 def _listed(ranks: Sequence[int]) -> str:

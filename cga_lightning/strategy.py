@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -16,8 +17,9 @@ from cga_lightning.agent import Agent
 from cga_lightning.agent_strategy import AgentStrategy, EvalModel
 from cga_lightning.algorithms import Algorithm
 from cga_lightning.checkpoint import Resume, restore_algorithm
-from cga_lightning.communication import ProcessGroupCommunicator
+from cga_lightning.communication import CommunicationError, ProcessGroupCommunicator, communication_error
 from cga_lightning.flat import FlatLayout
+from cga_lightning.launching import PromptLauncher, end
 from cga_lightning.loaders import AgreedLoader, Uneven, agreed_length, sized_length
 from cga_lightning.module_state import ModuleState, State, overwrite
 from cga_lightning.sandbox import seed_all
@@ -63,6 +65,8 @@ class Decentralized(_Base):
     Raises:
         ValueError: in `Trainer(...)`, when the topology does not fit the number of devices, or the algorithm.
     """
+
+    multiprocessing_launcher: ClassVar[type[PromptLauncher]]
 
     def __init__(
         self,
@@ -118,6 +122,8 @@ class Decentralized(_Base):
     def _configure_launcher(self) -> None:
         self._bind(self.agents)  # the first place that knows their number: in Trainer(...)
         super()._configure_launcher()
+        if self._start_method != "popen":
+            self._launcher = self.multiprocessing_launcher(self, start_method=self._start_method)
 
     def setup_environment(self) -> None:
         """A forked process has none of its parent's threads, and waits for ever if it takes up their pool."""
@@ -239,9 +245,20 @@ class Decentralized(_Base):
 
     # --- agreement with the other processes
 
+    @contextmanager
+    def _together(self, name: str) -> Iterator[None]:
+        """Inside, a collective of this name fails with an error that says where."""
+        step = 0 if self._agent is None else self._agent.step
+        try:
+            yield
+        except RuntimeError as error:
+            what = f"complete the collective {name!r} with all other agents at step {step}"
+            raise communication_error(self.global_rank, what, "the others", self.timeout, error) from error
+
     def _gathered(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.agents
-        dist.all_gather_object(values, value)
+        with self._together("gather"):
+            dist.all_gather_object(values, value)
         return values
 
     def _agree_on_length(self, loader: Any) -> Any:
@@ -251,7 +268,8 @@ class Decentralized(_Base):
 
     @property
     def _alone(self) -> bool:
-        return self._trainer.state.status == "interrupted"
+        trainer = self._module._trainer  # None in the main process of fork and spawn
+        return trainer is None or trainer.state.status == "interrupted"
 
     def _each_agent(self) -> Iterator[Agent]:
         yield from self._agents_here()
@@ -270,8 +288,26 @@ class Decentralized(_Base):
         return [] if self._agent is None else [self._agent]
 
     def _mean_over_processes(self, tensor: Tensor) -> Tensor:
-        dist.all_reduce(tensor)
+        with self._together("mean"):
+            dist.all_reduce(tensor)
         return tensor.div_(self.agents)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """As usual, but after an exception nothing where no step was made: in the main process of fork and spawn."""
+        if self._agent is not None or not self._alone:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """When the run cannot go on, let the neighbors know at once, and leave no process behind."""
+        super().on_exception(exception)
+        if isinstance(exception, CommunicationError):
+            self.leave()
+            end(getattr(self.launcher, "procs", []))
+
+    def leave(self) -> None:
+        """Close the connections to all other agents."""
+        if isinstance(self._communicator, ProcessGroupCommunicator):
+            self._communicator.close()
 
     def on_train_end(self) -> None:
         """Every process ends with the consensus, so the main process holds it under every launcher."""

@@ -212,6 +212,25 @@ def test_removed_checkpoints_take_their_agents_with_them(kind, tmp_path):
     assert len(found) == 2 and found[1] == f"{found[0]}.agents"
 
 
+class Interrupted(Module):
+    """Ctrl+C in the last step of the second epoch."""
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == 7 and self.trainer.max_epochs == 2:
+            raise KeyboardInterrupt
+        return super().training_step(batch, batch_idx)
+
+
+def test_ctrl_c_leaves_all_simulated_agents(tmp_path):
+    callback = every_epoch(tmp_path, save_on_exception=True)
+    with pytest.raises(SystemExit):
+        fit("simulated", tmp_path, 2, callbacks=[callback], module=Interrupted())
+    start = AtStart(tmp_path)
+    (path,) = (path for path in tmp_path.glob("*.ckpt") if torch.load(path, weights_only=False)["global_step"] == 7)
+    _, module = fit("simulated", tmp_path, 3, ckpt_path=path, module=Interrupted(), callbacks=[start])
+    assert module.trainer.global_step == 12 and not equal(start.load()[:1], start.load()[1:2])
+
+
 # --- what does not fit
 
 

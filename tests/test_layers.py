@@ -17,7 +17,7 @@ LAYERS = [
     {"algorithms", "residents"},
     {"communication"},
     {"_lightning", "registration"},
-    {"data", "metrics", "checkpoint"},
+    {"data", "metrics", "checkpoint", "launching"},
     {"agent_strategy"},
     {"strategy", "simulation"},
     {"_for_lightning", "_for_pytorch_lightning"},
