@@ -42,10 +42,11 @@ def draw(runs: list[Run], path: Path) -> None:
             percent = 100 * np.mean([[float(value) for value in run["curve"].split()] for run in group], axis=0)
             progress = np.arange(1, len(percent) + 1) / len(percent)
             megabytes = np.mean([float(run["bytes"]) for run in group]) / 1e6
-            by_steps.plot(progress * int(group[0]["steps"]), percent, label=" ".join(row))
+            by_steps.plot(progress * int(group[0]["steps"]), percent, label=f"{row[0]}, lr {row[1]}")
             by_bytes.plot(progress * megabytes, percent)
         by_steps.set(title=_setting(column), xlabel="step", ylabel="test accuracy (%)", ylim=(0, 100))
-        by_bytes.set(title="the same", xlabel="MB sent per agent", xscale="log")
+        by_bytes.set(title=_setting(column), xlabel="MB sent per agent", xscale="log")
+        by_bytes.xaxis.set_major_formatter("{x:g}")
         for axes in (by_steps, by_bytes):
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
