@@ -263,7 +263,7 @@ class Simulated(_Base):
     def _exchange(self) -> None:
         for resident in self._residents:
             self._turns.give(resident)
-            resident.agent.grad = self._unscale(resident.flat_grad)
+            self._take_gradient(resident.agent, resident.flat_grad)
         assert self._communicator is not None
         self._communicator.open_step(self._residents[0].agent.step, self.algorithm.exchanges)
         self._run([self.algorithm.step(resident.agent) for resident in self._residents])

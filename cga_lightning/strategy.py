@@ -226,7 +226,7 @@ class Decentralized(_Base):
         agent = self._agent
         assert agent is not None and self._communicator is not None
         own = [parameter.grad for parameter in self._parameters]
-        agent.grad = self._unscale(self._layout.write(own, out=self._grad))
+        self._take_gradient(agent, self._layout.write(own, out=self._grad))
         self._communicator.finish()
         with torch.no_grad():
             self._layout.read(agent.params, self._parameters)

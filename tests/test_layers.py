@@ -12,7 +12,7 @@ import cga_lightning
 
 PACKAGE = Path(cga_lightning.__file__).parent
 LAYERS = [
-    {"topology", "partition", "compression", "flat", "ops", "sandbox", "module_state", "loaders", "log_mean"},
+    {"topology", "partition", "compression", "flat", "ops", "sandbox", "module_state", "loaders", "log_mean", "finite"},
     {"agent", "window", "stepping"},
     {"algorithms", "residents"},
     {"communication"},
