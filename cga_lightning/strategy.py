@@ -162,7 +162,7 @@ class Decentralized(_Base):
         """All agents need parameters and buffers of the same names, shapes and dtypes, and the same settings."""
         settings = [f"{name} {getattr(self, name)!r}" for name in ("algorithm", "topology", "uneven", "eval_model")]
         mine = settings + _signature(self._module)
-        signatures: list[list[str]] = self._gathered(mine)
+        signatures: list[list[str]] = self._gathered(mine, "agreement on the model, which is new or has changed here")
         for rank, theirs in enumerate(signatures):
             difference = [f"agent 0 has {a}, agent {rank} has {b}" for a, b in _differences(signatures[0], theirs)]
             if difference:
@@ -208,6 +208,7 @@ class Decentralized(_Base):
         self._communicator.begin([self.algorithm.step(agent)])
 
     def _create_agent(self, parameters: list[torch.nn.Parameter]) -> None:
+        self._check_same_model()
         self._parameters = parameters
         self._layout = FlatLayout(parameters)
         self._grad = self._layout.zeros()
@@ -254,9 +255,9 @@ class Decentralized(_Base):
             what = f"complete the collective {name!r} with all other agents at step {step}"
             raise communication_error(self.global_rank, what, "the others", self.timeout, error) from error
 
-    def _gathered(self, value: Any) -> list[Any]:
+    def _gathered(self, value: Any, name: str = "gather") -> list[Any]:
         values: list[Any] = [None] * self.agents
-        with self._together("gather"):
+        with self._together(name):
             dist.all_gather_object(values, value)
         return values
 
