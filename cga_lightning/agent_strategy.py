@@ -111,6 +111,9 @@ class AgentStrategy(_Base):
     def _agree_on_length(self, loader: Any) -> Any:
         """The train loader, serving as many batches per epoch as those of all other agents."""
 
+    def _check_evaluation(self, loader: Any) -> None:
+        """Refuse a loader for validation or test that is empty for some agents only."""
+
     def _mean_over_processes(self, tensor: Tensor) -> Tensor:
         return tensor
 
@@ -172,6 +175,8 @@ class AgentStrategy(_Base):
         loop = self._trainer.fit_loop
         training = self._trainer.training and (loop._combined_loader is None or loop._should_reload_train_dl)
         if not training:
+            if self._trainer.evaluating or self._trainer.sanity_checking:
+                self._check_evaluation(dataloader)
             return dataloader
         self.restore_agents()
         return self._agree_on_length(dataloader)
