@@ -19,6 +19,7 @@ from cga_lightning.agent import Agent
 from cga_lightning.algorithms import Algorithm
 from cga_lightning.checkpoint import AgentCheckpoints, Resume
 from cga_lightning.communication import Communicator
+from cga_lightning.finite import FiniteCheck
 from cga_lightning.flat import FlatLayout
 from cga_lightning.loaders import Uneven
 from cga_lightning.module_state import ModuleState, State, mean_state, squared_distance
@@ -84,6 +85,7 @@ class AgentStrategy(_Base):
         self._in_training_step = False
         self._in_cross_pass = False
         self._checked_collectives = False
+        self._finite: dict[int, FiniteCheck] = {}
 
     # --- what the two strategies answer differently
 
@@ -108,6 +110,9 @@ class AgentStrategy(_Base):
     @abstractmethod
     def _agree_on_length(self, loader: Any) -> Any:
         """The train loader, serving as many batches per epoch as those of all other agents."""
+
+    def _check_evaluation(self, loader: Any) -> None:
+        """Refuse a loader for validation or test that is empty for some agents only."""
 
     def _mean_over_processes(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -143,6 +148,7 @@ class AgentStrategy(_Base):
     def setup_optimizers(self, trainer: Trainer) -> None:
         """Refuse parameters that cannot be exchanged, and optimizers that evaluate the loss more than once."""
         FlatLayout(trainable(self._module))
+        self._finite = {rank: FiniteCheck(rank) for rank in self.local_agents}
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
             if isinstance(optimizer, torch.optim.LBFGS):
@@ -169,6 +175,8 @@ class AgentStrategy(_Base):
         loop = self._trainer.fit_loop
         training = self._trainer.training and (loop._combined_loader is None or loop._should_reload_train_dl)
         if not training:
+            if self._trainer.evaluating or self._trainer.sanity_checking:
+                self._check_evaluation(dataloader)
             return dataloader
         self.restore_agents()
         return self._agree_on_length(dataloader)
@@ -208,6 +216,12 @@ class AgentStrategy(_Base):
         if self._scaler is not None:
             loss = self._scaler.scale(loss)
         self.precision_plugin.backward(loss, self._module, self.optimizers[0])
+
+    def _take_gradient(self, agent: Agent, gradient: Tensor, scaler: torch.amp.GradScaler | None) -> None:
+        """Give `agent` its own gradient of this step, as backward has left it."""
+        agent.grad = unscale(gradient, scaler)
+        if scaler is None:  # which skips the steps that are not finite
+            self._finite[agent.rank].look_at(agent.grad, agent.step)
 
     @property
     def _scaler(self) -> torch.amp.GradScaler | None:
@@ -282,9 +296,13 @@ class AgentStrategy(_Base):
 
     def diagnostics(self) -> dict[str, Tensor]:
         """What the agents of this process report about their last step, averaged, and the norm of its direction."""
-        reports = [{"gradient_norm": agent.grad.norm(), **agent.diagnostics} for agent in self._agents_here()]
+        reports = [self._report(agent) for agent in self._agents_here()]
         names = reports[0] if reports else {}
         return {name: torch.stack([report[name].double() for report in reports]).mean() for name in names}
+
+    def _report(self, agent: Agent) -> dict[str, Tensor]:
+        count = torch.tensor(self._finite[agent.rank].count, device=agent.grad.device)
+        return {"gradient_norm": agent.grad.norm(), "non_finite_gradients": count, **agent.diagnostics}
 
     def on_validation_start(self) -> None:
         """Average the models once for all validation batches."""

@@ -163,9 +163,10 @@ class AgentCheckpoints(_Base):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The consensus; to go on with training also the shards, which `restore_agents` uses once all is set up."""
-        contents = super().load_checkpoint(checkpoint_path, weights_only)
+        path = self.broadcast(os.fspath(checkpoint_path))  # where "best" is another for every agent, that of agent 0
+        contents = super().load_checkpoint(path, weights_only)
         if self._fitting and self.resume == "agents":
-            where, whose = (self.checkpoint_io, os.fspath(checkpoint_path), contents), (self.agents, self.local_agents)
+            where, whose = (self.checkpoint_io, path, contents), (self.agents, self.local_agents)
             problem = None
             try:
                 self._to_restore = read_shards(*where, *whose, weights_only=weights_only)

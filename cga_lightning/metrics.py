@@ -18,10 +18,11 @@ class Monitor(_Base):
     """Logs the state of the network of agents every few steps.
 
     Logged values: `consensus_distance`, the root mean square over agents of |x^j - mean|; `gradient_norm`, the mean
-    norm of the direction of the last step (near 0 for long: a Pareto-stationary point, see `CGA`); what the algorithm
-    reports, with CGA `conflicts`, the share of cross-gradients whose constraint was active in the last projection, and
-    `non_finite`, the share of projections that had to leave out a row; `traffic/<exchange>`, the bytes that the agents
-    of this process have sent so far.
+    norm of the direction of the last step (near 0 for long: a Pareto-stationary point, see `CGA`);
+    `non_finite_gradients`, how many own gradients were not finite so far; what the algorithm reports, with CGA
+    `conflicts`, the share of cross-gradients whose constraint was active in the last projection, and `non_finite`, the
+    share of projections that had to leave out a row; `traffic/<exchange>`, the bytes that the agents of this process
+    have sent so far.
 
     Args:
         every_n_steps: averaging all models costs an all-reduce of model size, so not at every step.

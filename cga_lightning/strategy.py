@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -14,29 +12,30 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cga_lightning.agent import Agent
-from cga_lightning.agent_strategy import AgentStrategy, EvalModel
+from cga_lightning.agent_strategy import EvalModel
+from cga_lightning.agreement import AgreeingProcesses
 from cga_lightning.algorithms import Algorithm
 from cga_lightning.checkpoint import Resume, restore_algorithm
-from cga_lightning.communication import CommunicationError, ProcessGroupCommunicator, communication_error
+from cga_lightning.communication import CommunicationError, ProcessGroupCommunicator
 from cga_lightning.flat import FlatLayout
 from cga_lightning.launching import PromptLauncher, end
-from cga_lightning.loaders import AgreedLoader, Uneven, agreed_length, sized_length
+from cga_lightning.loaders import Uneven
 from cga_lightning.module_state import ModuleState, State, overwrite
 from cga_lightning.sandbox import seed_all
-from cga_lightning.stepping import StepOnce, rescale, same_objects, set_gradients, to_apply, trainable, unscale
+from cga_lightning.stepping import StepOnce, rescale, same_objects, set_gradients, to_apply, trainable
 from cga_lightning.topology import Topology
 from cga_lightning.window import Window
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins import ClusterEnvironment
-    from pytorch_lightning import LightningModule, Trainer
+    from pytorch_lightning import Trainer
     from pytorch_lightning.accelerators import Accelerator
     from pytorch_lightning.plugins import CheckpointIO, Precision
     from pytorch_lightning.strategies import DDPStrategy
 
-    class _Base(AgentStrategy, DDPStrategy): ...
+    class _Base(AgreeingProcesses, DDPStrategy): ...
 else:
-    _Base = AgentStrategy
+    _Base = AgreeingProcesses
 
 START_TIMEOUT = timedelta(seconds=300)
 StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
@@ -102,7 +101,6 @@ class Decentralized(_Base):
             checkpoint_io=checkpoint_io,
             precision_plugin=precision_plugin,
         )
-        self.timeout = timeout
         self._agent: Agent | None = None
         self._parameters: list[torch.nn.Parameter] = []
         self._window = Window()
@@ -158,19 +156,6 @@ class Decentralized(_Base):
             self._communicator = ProcessGroupCommunicator(self.global_rank, self.timeout)
         self.setup_precision_plugin()
 
-    def _check_same_model(self) -> None:
-        """All agents need parameters and buffers of the same names, shapes and dtypes, and the same settings."""
-        settings = [f"{name} {getattr(self, name)!r}" for name in ("algorithm", "topology", "uneven", "eval_model")]
-        mine = settings + _signature(self._module)
-        signatures: list[list[str]] = self._gathered(mine)
-        for rank, theirs in enumerate(signatures):
-            difference = [f"agent 0 has {a}, agent {rank} has {b}" for a, b in _differences(signatures[0], theirs)]
-            if difference:
-                raise ValueError(
-                    f"All agents must train the same kind of model with the same settings, but {difference[0]}. Build "
-                    "the LightningModule and the strategy with the same arguments on every agent."
-                )
-
     # --- one step
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -208,6 +193,7 @@ class Decentralized(_Base):
         self._communicator.begin([self.algorithm.step(agent)])
 
     def _create_agent(self, parameters: list[torch.nn.Parameter]) -> None:
+        self._check_same_model()
         self._parameters = parameters
         self._layout = FlatLayout(parameters)
         self._grad = self._layout.zeros()
@@ -226,7 +212,7 @@ class Decentralized(_Base):
         agent = self._agent
         assert agent is not None and self._communicator is not None
         own = [parameter.grad for parameter in self._parameters]
-        agent.grad = unscale(self._layout.write(own, out=self._grad), self._scaler)
+        self._take_gradient(agent, self._layout.write(own, out=self._grad), self._scaler)
         self._communicator.finish()
         with torch.no_grad():
             self._layout.read(agent.params, self._parameters)
@@ -243,33 +229,7 @@ class Decentralized(_Base):
                 self._layout.read(agent.params, self._parameters)
         agent.step += 1
 
-    # --- agreement with the other processes
-
-    @contextmanager
-    def _together(self, name: str) -> Iterator[None]:
-        """Inside, a collective of this name fails with an error that says where."""
-        step = 0 if self._agent is None else self._agent.step
-        try:
-            yield
-        except RuntimeError as error:
-            what = f"complete the collective {name!r} with all other agents at step {step}"
-            raise communication_error(self.global_rank, what, "the others", self.timeout, error) from error
-
-    def _gathered(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.agents
-        with self._together("gather"):
-            dist.all_gather_object(values, value)
-        return values
-
-    def _agree_on_length(self, loader: Any) -> Any:
-        lengths: list[int | None] = self._gathered(sized_length(loader))
-        length = agreed_length(lengths, self.uneven)
-        return loader if lengths[self.global_rank] == length else AgreedLoader(loader, lambda: length)
-
-    @property
-    def _alone(self) -> bool:
-        trainer = self._module._trainer  # None in the main process of fork and spawn
-        return trainer is None or trainer.state.status == "interrupted"
+    # --- the agent of this process
 
     def _each_agent(self) -> Iterator[Agent]:
         yield from self._agents_here()
@@ -287,13 +247,12 @@ class Decentralized(_Base):
     def _agents_here(self) -> list[Agent]:
         return [] if self._agent is None else [self._agent]
 
-    def _mean_over_processes(self, tensor: Tensor) -> Tensor:
-        with self._together("mean"):
-            dist.all_reduce(tensor)
-        return tensor.div_(self.agents)
+    # --- end
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """As usual, but after an exception nothing where no step was made: in the main process of fork and spawn."""
+        if not self._alone:
+            self._compare_monitored()
         if self._agent is not None or not self._alone:
             super().save_checkpoint(checkpoint, filepath, storage_options)
 
@@ -322,16 +281,3 @@ def _from_agent_0(tensor: Tensor) -> Tensor:
     received = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.broadcast(received.view(-1).view(torch.uint8), src=0)  # as bytes: gloo and NCCL know few dtypes
     return received
-
-
-def _signature(module: LightningModule) -> list[str]:
-    tensors: dict[str, Tensor] = {
-        f"{'parameter' if p.requires_grad else 'frozen'} {name}": p for name, p in module.named_parameters()
-    }
-    tensors |= {f"buffer {name}": buffer for name, buffer in module.named_buffers()}
-    return [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()]
-
-
-def _differences(first: list[str], second: list[str]) -> list[tuple[str, str]]:
-    pairs = zip_longest(first, second, fillvalue="no further tensor")
-    return [(a, b) for a, b in pairs if a != b]

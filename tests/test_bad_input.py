@@ -239,6 +239,31 @@ def test_agents_that_differ(change, found):
         fit(processes(), RankDependent(change))
 
 
+class FreezesLate(Module):
+    """Trains fewer parameters from the third step on."""
+
+    def __init__(self, frozen):
+        super().__init__()
+        self.frozen = frozen
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.trainer.global_step == 2:
+            for name in self.frozen[self.global_rank]:
+                self.layer.get_parameter(name).requires_grad_(False)
+
+
+def test_agents_that_train_different_parameters_later():
+    with refuses("agent 0 has frozen layer.weight .*, agent 1 has parameter layer.weight"):
+        fit(processes(), FreezesLate([["weight"], ["bias"]]))
+
+
+def test_one_agent_that_trains_fewer_parameters_later():
+    """The others do not know, and wait for it: no message is mistaken for another, and nobody waits for ever."""
+    strategy = cga.DecentralizedStrategy(start_method="fork", timeout=timedelta(seconds=3))
+    with refuses("'agreement on the model, which is new or has changed here' .* at step 2|'models' .* 1 at step 2"):
+        fit(strategy, FreezesLate([[], ["bias"]]))
+
+
 # --- collectives inside training_step
 
 

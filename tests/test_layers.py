@@ -12,13 +12,25 @@ import cga_lightning
 
 PACKAGE = Path(cga_lightning.__file__).parent
 LAYERS = [
-    {"topology", "partition", "compression", "flat", "ops", "sandbox", "module_state", "loaders", "log_mean"},
+    {
+        "topology",
+        "partition",
+        "compression",
+        "flat",
+        "ops",
+        "sandbox",
+        "module_state",
+        "loaders",
+        "log_mean",
+        "finite",
+    },
     {"agent", "window", "stepping"},
     {"algorithms", "residents"},
     {"communication"},
     {"_lightning", "registration"},
     {"data", "metrics", "checkpoint", "launching"},
     {"agent_strategy"},
+    {"agreement"},
     {"strategy", "simulation"},
     {"_for_lightning", "_for_pytorch_lightning"},
     {"__init__", "__main__"},
