@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,8 @@ class ScaledSign(Compressor):
 
     This is the compressor of CompCGA. The n elements that share a scale are a parameter, or each bucket of a larger one
     (Zheng et al. 2019): where whole rows of a gradient vanish, as those of a ReLU that is off, a scale of the whole
-    parameter would send noise there. A scale is rounded to bfloat16, which error feedback makes up for. Zero counts
-    as positive.
+    parameter would send noise there. A scale is rounded to bfloat16, which error feedback makes up for. Zero has
+    the sign of its bit, as a comparison would take twice the time.
 
     Args:
         per_layer: False takes one scale for the whole vector.
@@ -45,27 +46,38 @@ class ScaledSign(Compressor):
     def compress(self, x: Tensor, layout: Layout) -> Tensor:
         """Return the scales, then the signs."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        scales = torch.cat([rows.abs().mean(1, dtype=wide) for rows in self._rows(x, layout)])
-        if not self.per_layer:
-            scales *= x.numel() / max(1, _elements(layout))  # without the padding
-        return join(scales.to(_SCALE), pack((x >= 0).view(torch.uint8), 1))
+        if self.per_layer:
+            scales = torch.cat([rows.abs().mean(1, dtype=wide) for rows in self._rows(x, layout)])
+        else:
+            scales = x.abs().sum(dtype=wide)[None] / max(1, sum(shape.numel() for shape in layout.shapes))
+        return join(scales.to(_SCALE), pack(x.signbit().view(torch.uint8), 1))
 
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
         """Return each sign times its scale."""
+        signs, scales = self._read(wire, layout)
+        for rows, scale in zip(self._rows(signs, layout), scales, strict=True):
+            rows.mul_(scale)
+        return _clear_between(layout.views(signs), signs)
+
+    def subtract_(self, x: Tensor, wire: Tensor, layout: Layout) -> None:
+        """Multiply and subtract at once."""
+        signs, scales = self._read(wire, layout)
+        for rows, sign, scale in zip(self._rows(x, layout), self._rows(signs, layout), scales, strict=True):
+            rows.addcmul_(sign, scale, value=-1)
+
+    def _read(self, wire: Tensor, layout: Layout) -> tuple[Tensor, Sequence[Tensor]]:
+        """The signs ``[d]``, and for each matrix of ``_rows`` its scales as a column."""
         self._check(wire, layout)
         bits = packed_size(layout.numel, 1)
         scales, packed = split(wire, (self._scales(layout), _SCALE), (bits, torch.uint8))
-        x = unpack(packed, (-1, 1), layout.numel, layout.dtype)
-        groups = self._rows(x, layout)
-        for rows, scale in zip(groups, torch.split(scales.to(x.dtype), [len(rows) for rows in groups]), strict=True):
-            rows.mul_(scale[:, None])
-        return _clear_between(layout.views(x), x)
+        signs = unpack(packed, (1, -1), layout.numel, layout.dtype)
+        counts = [len(rows) for rows in self._rows(signs, layout)]
+        return signs, torch.split(scales.to(layout.dtype).expand(sum(counts))[:, None], counts)
 
     def _rows(self, x: Tensor, layout: Layout) -> list[Tensor]:
-        """Views into x as matrices with one scale per row."""
-        if not self.per_layer:
-            return [x.view(1, -1)]
-        return [rows for part in layout.views(x) for rows in _buckets(part.view(-1), self.bucket)]
+        """Views into x as matrices, each row of which has one scale."""
+        size = self.bucket if self.per_layer else None
+        return [rows for part in layout.views(x) for rows in _buckets(part.view(-1), size)]
 
     def _scales(self, layout: Layout) -> int:
         if not self.per_layer:
@@ -78,10 +90,6 @@ def _buckets(part: Tensor, size: int | None) -> list[Tensor]:
     size = size or max(1, part.numel())
     full = part.numel() - part.numel() % size
     return [rows for rows in (part[:full].view(-1, size), part[full:].view(1, -1)) if rows.numel()]
-
-
-def _elements(layout: Layout) -> int:
-    return sum(shape.numel() for shape in layout.shapes)
 
 
 def _clear_between(parts: list[Tensor], x: Tensor) -> Tensor:
