@@ -23,7 +23,7 @@ from cga_lightning.flat import FlatLayout
 from cga_lightning.loaders import Uneven
 from cga_lightning.module_state import ModuleState, State, mean_state, squared_distance
 from cga_lightning.sandbox import Silence
-from cga_lightning.stepping import trainable
+from cga_lightning.stepping import trainable, unscale
 from cga_lightning.topology import Topology
 from cga_lightning.window import ForbidCollectives, Window, raise_collective
 
@@ -189,7 +189,7 @@ class AgentStrategy(_Base):
         with self._cross_pass(), check:
             gradient = window.gradient(self._module, parameters, layout, self._forward_backward, at)
         self._checked_collectives = True
-        return self._unscale(gradient)
+        return unscale(gradient, self._scaler)
 
     @contextmanager
     def _cross_pass(self) -> Iterator[None]:
@@ -213,14 +213,6 @@ class AgentStrategy(_Base):
     def _scaler(self) -> torch.amp.GradScaler | None:
         """That of 16-mixed precision. Every agent has its own scale, so gradients travel and are projected without."""
         return getattr(self.precision_plugin, "scaler", None)
-
-    def _unscale(self, gradient: Tensor) -> Tensor:
-        """In place: take the scale of this agent's loss out of its gradient."""
-        return gradient if self._scaler is None else gradient.div_(self._scaler.scale(gradient.new_ones(())))
-
-    def _rescale(self, direction: Tensor) -> Tensor:
-        """What the scaler expects to find before the optimizer step."""
-        return direction if self._scaler is None else self._scaler.scale(direction)
 
     def _loss(self, output: Any) -> Tensor:
         """The loss to differentiate, from what training_step returned, as Lightning's loop computes it."""

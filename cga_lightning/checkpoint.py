@@ -203,7 +203,7 @@ class AgentCheckpoints(_Base):
             "lr_schedulers": [config.scheduler.state_dict() for config in self.lr_scheduler_configs],
             "scaler": None if scaler is None else scaler.state_dict(),
             "algorithm": {"state": agent.state, "step": agent.step},
-            "random": RandomState.capture().plain(),
+            "random": RandomState.capture()._asdict(),
         }
 
     def _restore_live(self, shard: Mapping[str, Any]) -> None:
@@ -217,7 +217,7 @@ class AgentCheckpoints(_Base):
         scaler = getattr(self.precision_plugin, "scaler", None)
         if scaler is not None and shard["scaler"] is not None:
             scaler.load_state_dict(shard["scaler"])
-        RandomState.from_plain(shard["random"]).restore()
+        RandomState(**shard["random"]).restore()
 
 
 def restore_algorithm(agent: Agent, shard: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from cga_lightning.log_mean import log_mean
 from cga_lightning.module_state import ModuleState, State
 from cga_lightning.residents import Resident, Turns
 from cga_lightning.sandbox import RandomState, seed_all
-from cga_lightning.stepping import StepOnce, same_objects, set_gradients, to_apply, trainable
+from cga_lightning.stepping import StepOnce, rescale, same_objects, set_gradients, to_apply, trainable, unscale
 from cga_lightning.topology import Topology
 
 if TYPE_CHECKING:
@@ -262,14 +262,12 @@ class Simulated(_Base):
 
     def _exchange(self) -> None:
         for resident in self._residents:
-            self._turns.give(resident)
-            resident.agent.grad = self._unscale(resident.flat_grad)
+            resident.agent.grad = unscale(resident.flat_grad, resident.scaler)
         assert self._communicator is not None
         self._communicator.open_step(self._residents[0].agent.step, self.algorithm.exchanges)
         self._run([self.algorithm.step(resident.agent) for resident in self._residents])
         for resident in self._residents:
-            self._turns.give(resident)
-            direction = self._rescale(resident.agent.grad)
+            direction = rescale(resident.agent.grad, resident.scaler)
             resident.grads = to_apply(resident.grads, self._layout.views(direction))
 
     def _run(self, steps: list[Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -33,6 +34,16 @@ def set_gradients(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | N
     """Point every parameter's `.grad` at its entry of `grads`."""
     for parameter, grad in zip(parameters, grads, strict=True):
         parameter.grad = grad
+
+
+def unscale(gradient: Tensor, scaler: GradScaler | None) -> Tensor:
+    """In place: take the scale of an agent's loss out of its gradient."""
+    return gradient if scaler is None else gradient.div_(scaler.scale(gradient.new_ones(())))
+
+
+def rescale(direction: Tensor, scaler: GradScaler | None) -> Tensor:
+    """What the scaler expects to find before the optimizer step."""
+    return direction if scaler is None else scaler.scale(direction)
 
 
 class StepOnce:

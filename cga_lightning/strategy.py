@@ -21,7 +21,7 @@ from cga_lightning.flat import FlatLayout
 from cga_lightning.loaders import AgreedLoader, Uneven, agreed_length, sized_length
 from cga_lightning.module_state import ModuleState, State, overwrite
 from cga_lightning.sandbox import seed_all
-from cga_lightning.stepping import StepOnce, same_objects, set_gradients, to_apply, trainable
+from cga_lightning.stepping import StepOnce, rescale, same_objects, set_gradients, to_apply, trainable, unscale
 from cga_lightning.topology import Topology
 from cga_lightning.window import Window
 
@@ -220,11 +220,12 @@ class Decentralized(_Base):
         agent = self._agent
         assert agent is not None and self._communicator is not None
         own = [parameter.grad for parameter in self._parameters]
-        agent.grad = self._unscale(self._layout.write(own, out=self._grad))
+        agent.grad = unscale(self._layout.write(own, out=self._grad), self._scaler)
         self._communicator.finish()
         with torch.no_grad():
             self._layout.read(agent.params, self._parameters)
-        set_gradients(self._parameters, to_apply(own, self._layout.views(self._rescale(agent.grad))))
+        direction = rescale(agent.grad, self._scaler)
+        set_gradients(self._parameters, to_apply(own, self._layout.views(direction)))
 
     def _after_step(self) -> None:
         agent = self._agent

@@ -59,6 +59,10 @@ class Compressor(ABC):
             ValueError: the message is not uint8 ``[wire_size(layout)]``.
         """
 
+    def subtract_(self, x: Tensor, wire: Tensor, layout: Layout) -> None:
+        """Take what the message says out of ``x`` ``[d]``, in place."""
+        x.sub_(self.decompress(wire, layout))
+
     def fork(self, key: int) -> Compressor:
         """Return an equal compressor with a fresh state and, if it draws at random, its own stream."""
         return self

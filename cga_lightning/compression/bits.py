@@ -20,17 +20,16 @@ def packed_size(count: int, bits: int) -> int:
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack uint8 codes ``[n]`` below ``2**bits`` into uint8 ``[packed_size(n, bits)]``, lowest bits first.
 
-    The codes of one byte are seen as one wide integer, and its halves shifted together until 8 bits are left.
+    The codes of one byte are seen as one wide integer; one product brings each to its place in the highest byte.
     """
     if bits == 8:
         return codes
-    missing = -codes.numel() % (8 // bits)
-    lanes = torch.nn.functional.pad(codes, (0, missing)) if missing else codes.clone()
-    lanes, shift = lanes.view(_LANES[bits]), 8 - bits
-    while bits < 8:
-        lanes |= lanes >> shift
-        bits, shift = 2 * bits, 2 * shift
-    return lanes.to(torch.uint8)
+    count = 8 // bits
+    missing = -codes.numel() % count
+    lanes = torch.nn.functional.pad(codes, (0, missing)) if missing else codes
+    top = 8 * (count - 1)
+    gather = sum(1 << (top - i * (8 - bits)) for i in range(count))  # code i goes from bit 8 i to bit top + bits * i
+    return lanes.view(_LANES[bits]).mul(gather).bitwise_right_shift_(top).to(torch.uint8)
 
 
 def unpack(packed: Tensor, values: tuple[int, ...], count: int, dtype: torch.dtype) -> Tensor:

@@ -39,7 +39,8 @@ class ErrorFeedback(Compressor):
         """Return the message for x and the memory, and remember what it loses."""
         self.memory = x.clone() if self.memory is None else self.memory.to(x.device).add_(x)
         wire = self.compressor.compress(self.memory, layout)
-        self.memory.sub_(self.compressor.decompress(wire, layout)).nan_to_num_(0.0, 0.0, 0.0)
+        self.compressor.subtract_(self.memory, wire, layout)
+        self.memory.nan_to_num_(0.0, 0.0, 0.0)
         return wire
 
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:

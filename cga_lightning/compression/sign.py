@@ -19,8 +19,8 @@ class ScaledSign(Compressor):
 
     This is the compressor of CompCGA. The n elements that share a scale are a parameter, or each bucket of a larger one
     (Zheng et al. 2019): where whole rows of a gradient vanish, as those of a ReLU that is off, a scale of the whole
-    parameter would send noise there. A scale is rounded to bfloat16, which error feedback makes up for. Zero counts
-    as positive.
+    parameter would send noise there. A scale is rounded to bfloat16, which error feedback makes up for. Zero has the
+    sign of its bit, as a comparison would take twice the time.
 
     Args:
         per_layer: False takes one scale for the whole vector.
@@ -48,18 +48,30 @@ class ScaledSign(Compressor):
         scales = torch.cat([rows.abs().mean(1, dtype=wide) for rows in self._rows(x, layout)])
         if not self.per_layer:
             scales *= x.numel() / max(1, _elements(layout))  # without the padding
-        return join(scales.to(_SCALE), pack((x >= 0).view(torch.uint8), 1))
+        return join(scales.to(_SCALE), pack(x.signbit().view(torch.uint8), 1))
 
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
         """Return each sign times its scale."""
+        signs, scales = self._read(wire, layout)
+        for rows, scale in zip(self._rows(signs, layout), scales, strict=True):
+            rows.mul_(scale)
+        return signs
+
+    def subtract_(self, x: Tensor, wire: Tensor, layout: Layout) -> None:
+        """Multiply and subtract at once."""
+        signs, scales = self._read(wire, layout)
+        for rows, sign, scale in zip(self._rows(x, layout), self._rows(signs, layout), scales, strict=True):
+            rows.addcmul_(sign, scale, value=-1)
+
+    def _read(self, wire: Tensor, layout: Layout) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The signs ``[d]``, 0 in the padding, and a column of scales for every matrix of `_rows`."""
         self._check(wire, layout)
         bits = packed_size(layout.numel, 1)
         scales, packed = split(wire, (self._scales(layout), _SCALE), (bits, torch.uint8))
-        x = unpack(packed, (-1, 1), layout.numel, layout.dtype)
-        groups = self._rows(x, layout)
-        for rows, scale in zip(groups, torch.split(scales.to(x.dtype), [len(rows) for rows in groups]), strict=True):
-            rows.mul_(scale[:, None])
-        return _clear_between(layout.views(x), x)
+        signs = unpack(packed, (1, -1), layout.numel, layout.dtype)
+        _clear_between(layout.views(signs), signs)
+        counts = [len(rows) for rows in self._rows(signs, layout)]
+        return signs, torch.split(scales.to(layout.dtype)[:, None], counts)
 
     def _rows(self, x: Tensor, layout: Layout) -> list[Tensor]:
         """Views into x as matrices with one scale per row."""
@@ -84,7 +96,7 @@ def _elements(layout: Layout) -> int:
     return sum(shape.numel() for shape in layout.shapes)
 
 
-def _clear_between(parts: list[Tensor], x: Tensor) -> Tensor:
+def _clear_between(parts: list[Tensor], x: Tensor) -> None:
     """Zero what no part of x covers."""
     end = 0
     for part in parts:
@@ -92,4 +104,3 @@ def _clear_between(parts: list[Tensor], x: Tensor) -> Tensor:
         x[end:start].zero_()
         end = start + part.numel()
     x[end:].zero_()
-    return x
