@@ -105,7 +105,7 @@ def _combined(rows: Tensor, own: Tensor, weights: np.ndarray) -> Tensor:
 _ALL: dict[str, tuple[Route, tuple[str, ...]]] = {
     "torch mm + nnls": (matmul_nnls, ("scipy",)),
     "torch mm + proxqp": (matmul_proxqp, ("qpsolvers", "proxsuite")),
-    "torch mm + qpth": (matmul_qpth, ("qpth", "qdldl")),
+    "torch mm + qpth": (matmul_qpth, ("qpth",)),
     "TorchJD DualProj": (torchjd_dualproj, ("torchjd", "quadprog")),
     "GEM": (gem, ("quadprog",)),
     "published per layer": (published_per_layer, ("quadprog",)),

@@ -40,14 +40,14 @@ def arguments(
     return Arguments(listed, bounds(operator, offsets, own.numel()), margin, ridge)
 
 
-def rows(operator: str, cross: Tensor | Sequence[Tensor], own: Tensor) -> list[Tensor]:
+def rows(operator: str, cross: Tensor | Sequence[Tensor], own: Tensor, name: str = "cross") -> list[Tensor]:
     """Return the K cross-gradients as a list of [d] tensors that agree with ``own`` [d]."""
     _check_own(own, operator)
     listed = _listed(cross, operator)
     if not 1 <= len(listed) <= MAX_ROWS:
-        raise ValueError(f"{operator}: cross must have 1 to {MAX_ROWS} rows, found {len(listed)}.")
+        raise ValueError(f"{operator}: {name} must have 1 to {MAX_ROWS} rows, found {len(listed)}.")
     for index, row in enumerate(listed):
-        _check_row(row, own, f"cross[{index}]", operator)
+        _check_row(row, own, f"{name}[{index}]", operator)
     return listed
 
 
@@ -94,14 +94,17 @@ def products(operator: str, given: Tensor) -> None:
             f"{operator}: products must have shape [s, K + 1, K + 1] with 1 <= K <= {MAX_ROWS}, "
             f"found {list(given.shape)}."
         )
+    _check_contiguous(given, "products", operator)
 
 
-def dual(operator: str, given: Tensor, segments: int, count: int) -> None:
-    """Check weights [s, K]."""
+def dual(operator: str, given: Tensor, own: Tensor, segments: int, count: int) -> None:
+    """Check weights [s, K] for the segments of ``own``."""
     if given.dtype != torch.float64:
         raise TypeError(f"{operator}: dual must be float64, found {given.dtype}.")
     if list(given.shape) != [segments, count]:
         raise ValueError(f"{operator}: dual must have shape [s, K] = {[segments, count]}, found {list(given.shape)}.")
+    _check_device(given, own, "dual", operator)
+    _check_contiguous(given, "dual", operator)
 
 
 def has_values(tensor: Tensor) -> bool:
@@ -154,8 +157,7 @@ def _check_row(row: Tensor, own: Tensor, name: str, operator: str) -> None:
         raise TypeError(f"{operator}: {name} must have the dtype of own, {own.dtype}, found {row.dtype}.")
     if row.shape != own.shape:
         raise ValueError(f"{operator}: {name} must have the shape of own, {list(own.shape)}, found {list(row.shape)}.")
-    if row.device != own.device:
-        raise ValueError(f"{operator}: {name} must be on the device of own, {own.device}, found {row.device}.")
+    _check_device(row, own, name, operator)
     _check_contiguous(row, name, operator)
 
 
@@ -166,9 +168,16 @@ def _check_tensor(value: object, name: str, operator: str) -> None:
         raise TypeError(f"{operator}: {name} must be a dense tensor, found layout {value.layout}.")
 
 
+def _check_device(tensor: Tensor, own: Tensor, name: str, operator: str) -> None:
+    if tensor.device != own.device:
+        raise ValueError(f"{operator}: {name} must be on the device of own, {own.device}, found {tensor.device}.")
+
+
 def _check_contiguous(tensor: Tensor, name: str, operator: str) -> None:
     if not tensor.is_contiguous():
-        raise ValueError(f"{operator}: {name} must be contiguous, found stride {tensor.stride()}; call .contiguous().")
+        raise ValueError(
+            f"{operator}: {name} must be contiguous, found stride {list(tensor.stride())}; call .contiguous()."
+        )
 
 
 def _non_negative(value: object, name: str, operator: str) -> float:
@@ -176,5 +185,5 @@ def _non_negative(value: object, name: str, operator: str) -> float:
         raise TypeError(f"{operator}: {name} must be a number, found {type(value).__name__}.")
     number = float(value)
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{operator}: {name} must be finite and at least 0, found {number}.")
+        raise ValueError(f"{operator}: {name} must be finite and at least 0, found {number:g}.")
     return number

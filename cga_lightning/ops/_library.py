@@ -17,7 +17,8 @@ from cga_lightning.ops import _checks, _nvrtc, _reference
 # Typed as Any: not every torch release annotates these.
 _torch_library: Any = torch.library
 _torch_ops: Any = torch.ops
-_library = _torch_library.Library("cga_lightning", "DEF")
+_NAMESPACE = "cga_lightning"
+_library = _torch_library.Library(_NAMESPACE, "DEF")
 _operators = _torch_ops.cga_lightning
 
 _KEYS = {"cpu": "CPU", "cuda": "CUDA"}
@@ -57,9 +58,9 @@ def load(name: str, device: str, backend: str) -> None:
         _missing[backend] = f"{found[0].name} could not be loaded: {error}"
 
 
+# The checks speak of the operators of torch.ops and of `rows`, in the words of csrc/checks.h.
 def _gram(rows: list[Tensor], own: Tensor, offsets: Tensor, exact: bool = False, *, by: Any = _reference) -> Tensor:
-    rows = _checks.rows("gram", rows, own)
-    bounds = _checks.bounds("gram", offsets, own.numel())
+    rows, bounds = _checked("gram", rows, own, offsets)
     # Plain torch is always exact.
     options = {} if by is _reference else {"exact": exact}
     products: Tensor = by.gram(rows, own, bounds, **options)
@@ -67,26 +68,32 @@ def _gram(rows: list[Tensor], own: Tensor, offsets: Tensor, exact: bool = False,
 
 
 def _solve(products: Tensor, margin: float, eps: float, *, by: Any = _reference) -> tuple[Tensor, Tensor]:
-    _checks.products("solve", products)
-    found: tuple[Tensor, Tensor] = by.solve(products, *_checks.scalars("solve", margin, eps, products.dtype))
+    _checks.products(f"{_NAMESPACE}::solve", products)
+    _checks.scalars(f"{_NAMESPACE}::solve", margin, eps, products.dtype)
+    found: tuple[Tensor, Tensor] = by.solve(products, margin, eps)
     return found
 
 
 def _combine_(rows: list[Tensor], own: Tensor, offsets: Tensor, dual: Tensor, *, by: Any = _reference) -> None:
-    rows = _checks.rows("combine_", rows, own)
-    _checks.disjoint("combine_", rows, own)
-    offsets = _checks.bounds("combine_", offsets, own.numel())
-    _checks.dual("combine_", dual, offsets.numel() - 1, len(rows))
-    by.combine_(rows, own, offsets, dual)
+    rows, bounds = _checked("combine_", rows, own, offsets)
+    _checks.disjoint(f"{_NAMESPACE}::combine_", rows, own)
+    _checks.dual(f"{_NAMESPACE}::combine_", dual, own, bounds.numel() - 1, len(rows))
+    by.combine_(rows, own, bounds, dual)
 
 
 def _project_(
     rows: list[Tensor], own: Tensor, offsets: Tensor, margin: float, eps: float, *, by: Any = _reference
 ) -> tuple[Tensor, Tensor]:
-    rows, offsets, margin, eps = _checks.arguments("project_", rows, own, margin, offsets, eps)
-    _checks.disjoint("project_", rows, own)
-    found: tuple[Tensor, Tensor] = by.project_(rows, own, offsets, margin, eps)
+    rows, bounds = _checked("project_", rows, own, offsets)
+    _checks.disjoint(f"{_NAMESPACE}::project_", rows, own)
+    _checks.scalars(f"{_NAMESPACE}::project_", margin, eps, own.dtype)
+    found: tuple[Tensor, Tensor] = by.project_(rows, own, bounds, margin, eps)
     return found
+
+
+def _checked(name: str, rows: list[Tensor], own: Tensor, offsets: Tensor) -> tuple[list[Tensor], Tensor]:
+    operator = f"{_NAMESPACE}::{name}"
+    return _checks.rows(operator, rows, own, "rows"), _checks.bounds(operator, offsets, own.numel())
 
 
 def _project(
@@ -129,7 +136,7 @@ def _define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"cga_lightning::{name}", fake, lib=_library)
+    torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=_library)
 
 
 def _use_cupy() -> None:

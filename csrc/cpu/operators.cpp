@@ -66,7 +66,7 @@ void combine_(const std::vector<Tensor>& rows, const Tensor& own, const Tensor& 
   check_rows("combine_", rows, own, true);
   check_offsets("combine_", offsets, own.numel());
   const Problem problem = problem_of(rows, own, offsets);
-  check_dual("combine_", dual, problem.segments, problem.count() - 1);
+  check_dual("combine_", dual, own, problem.segments, problem.count() - 1);
   combine(problem, dual.const_data_ptr<double>());
 }
 

@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor> solve(const Tensor& products, double margin, double e
 void combine_(const std::vector<Tensor>& rows, const Tensor& own, const Tensor& offsets, const Tensor& dual) {
   check_rows("combine_", rows, own, true);
   check_offsets("combine_", offsets, own.numel());
-  check_dual("combine_", dual, offsets.numel() - 1, static_cast<int64_t>(rows.size()));
+  check_dual("combine_", dual, own, offsets.numel() - 1, static_cast<int64_t>(rows.size()));
   const torch::stable::accelerator::DeviceGuard guard(own.get_device_index());
   Work work(rows, own, bounds_of(offsets), &dual, nullptr, nullptr);
   run(work.plan.combine(), stream_of(own));

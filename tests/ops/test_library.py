@@ -1,6 +1,7 @@
 """The operators of ``torch.ops.cga_lightning`` as torch sees them, and the compiled library for the CPU."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -62,30 +63,56 @@ def test_compiles_into_one_graph(function) -> None:
     torch.testing.assert_close(compiled(rows, own), step(rows, own))
 
 
-def test_operators_refuse_what_the_functions_refuse() -> None:
+def bad_arguments() -> dict[str, tuple[str, tuple]]:
+    """The operator and its arguments by the message they deserve: argument, rule and what was found."""
     rows, own = problem()
-    overlapping = own[:100], own[50:150]
-    bad = {
-        "rows": lambda: OPERATORS.project_([], own, OFFSETS, 0.0, 0.0),
-        "offsets must end at d = 301, found 300": lambda: OPERATORS.gram(rows, own, torch.tensor([0, 300])),
-        "offsets must start at 0": lambda: OPERATORS.project_(rows, own, torch.tensor([1, 301]), 0.0, 0.0),
-        "offsets must not decrease": lambda: OPERATORS.gram(rows, own, torch.tensor([0, 9, 8, 301])),
-        "margin must be finite": lambda: OPERATORS.project_(rows, own, OFFSETS, -1.0, 0.0),
-        "eps must be finite": lambda: OPERATORS.project_(rows, own, OFFSETS, 0.0, float("nan")),
-        "must not share memory with own": lambda: OPERATORS.project_(
-            [overlapping[0]], overlapping[1], torch.tensor([0, 100]), 0.0, 0.0
+    products, dual = torch.rand(2, 4, 4).double(), torch.ones(2, 3).double()
+    numbers = 0.0, 1e-6
+    return {
+        "rows must have 1 to 64 rows, found 0": ("project_", ([], own, OFFSETS, *numbers)),
+        "rows must have 1 to 64 rows, found 65": ("gram", ([own] * 65, own, OFFSETS)),
+        "own must have shape [d] with d >= 1, found [0]": ("gram", ([own[:0]], own[:0], torch.tensor([0, 0]))),
+        "own must be float32, float16, bfloat16 or float64, found torch.int64": ("gram", (rows, own.long(), OFFSETS)),
+        "own must be contiguous, found stride [2]; call .contiguous()": ("gram", (rows, own.repeat(2)[::2], OFFSETS)),
+        "rows[0] must have the dtype of own, torch.float32, found torch.float64": (
+            "gram",
+            ([own.double()], own, OFFSETS),
         ),
-        "must have the dtype of own": lambda: OPERATORS.gram([own.double()], own, OFFSETS),
-        "must have the shape of own": lambda: OPERATORS.gram([own[:5]], own, OFFSETS),
-        "must be contiguous": lambda: OPERATORS.gram([own.repeat(2)[::2]], own, OFFSETS),
-        "own must be float32": lambda: OPERATORS.gram([own.long()], own.long(), OFFSETS),
-        "products must have shape": lambda: OPERATORS.solve(torch.ones(1, 1, 1).double(), 0.0, 0.0),
-        "products must be float64": lambda: OPERATORS.solve(torch.ones(1, 2, 2), 0.0, 0.0),
-        r"dual must have shape \[s, K\]": lambda: OPERATORS.combine_(rows, own, OFFSETS, torch.ones(1, 3).double()),
+        "rows[1] must have the shape of own, [301], found [5]": ("gram", ([own, own[:5]], own, OFFSETS)),
+        "rows[0] must be contiguous, found stride [2]": ("gram", ([own.repeat(2)[::2]], own, OFFSETS)),
+        "rows[0] must not share memory with own": (
+            "project_",
+            ([own[:100]], own[50:150], torch.tensor([0, 100]), *numbers),
+        ),
+        "offsets must be an int64 tensor, found torch.int32": ("gram", (rows, own, OFFSETS.int())),
+        "offsets must have shape [s + 1] with s >= 1, found [1]": ("gram", (rows, own, OFFSETS[:1])),
+        "offsets must start at 0, found 1": ("project_", (rows, own, torch.tensor([1, 301]), *numbers)),
+        "offsets must end at d = 301, found 300": ("gram", (rows, own, torch.tensor([0, 300]))),
+        "offsets must not decrease, found offsets[1] = 9, offsets[2] = 8": (
+            "gram",
+            (rows, own, torch.tensor([0, 9, 8, 301])),
+        ),
+        "margin must be finite and at least 0, found -0.5": ("project_", (rows, own, OFFSETS, -0.5, 0.0)),
+        "eps must be finite and at least 0, found nan": ("project_", (rows, own, OFFSETS, 0.0, float("nan"))),
+        "eps must be finite and at least 0, found -1": ("solve", (products, 0.0, -1.0)),
+        "products must be float64, found torch.float32": ("solve", (products.float(), *numbers)),
+        "products must have shape [s, K + 1, K + 1] with 1 <= K <= 64, found [1, 1, 1]": (
+            "solve",
+            (products[:1, :1, :1].clone(), *numbers),
+        ),
+        "products must be contiguous, found stride [16, 1, 4]": ("solve", (products.mT, *numbers)),
+        "dual must have shape [s, K] = [2, 3], found [1, 3]": ("combine_", (rows, own, OFFSETS, dual[:1])),
+        "dual must be contiguous, found stride [1, 2]": ("combine_", (rows, own, OFFSETS, dual.mT.contiguous().mT)),
     }
-    for message, call in bad.items():
-        with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
-            call()
+
+
+@pytest.mark.parametrize("message", bad_arguments())
+@pytest.mark.parametrize("operators", [OPERATORS, _library], ids=["served", "torch"])
+def test_every_backend_refuses_in_the_same_words(operators, message: str) -> None:
+    name, given = bad_arguments()[message]
+    kernel = getattr(operators, name if operators is OPERATORS else f"_{name}")
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=re.escape(f"cga_lightning::{name}: {message}")):
+        kernel(*given)
 
 
 def test_dispatch_follows_the_device() -> None:
