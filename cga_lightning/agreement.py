@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cga_lightning.agent_strategy import AgentStrategy
 from cga_lightning.communication import communication_error
 from cga_lightning.loaders import AgreedLoader, agreed_length, sized_length
+from cga_lightning.module_state import mean_state
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
@@ -116,6 +117,16 @@ class AgreeingProcesses(_Base):
     def _alone(self) -> bool:
         trainer = self._module._trainer  # None in the main process of fork and spawn
         return trainer is None or trainer.state.status == "interrupted"
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """As usual; where a callback has put a moving average in place of the consensus, with its mean over agents."""
+        if not self._alone:
+            self._compare_monitored()
+            if "averaging_state" in checkpoint:  # that of WeightAveraging
+                averages = checkpoint["state_dict"]
+                mean = mean_state([list(averages.values())], self._mean_over_processes)
+                checkpoint = {**checkpoint, "state_dict": dict(zip(averages, mean, strict=True))}
+        super().save_checkpoint(checkpoint, filepath, storage_options)
 
     # --- on the model and the data
 

@@ -250,8 +250,6 @@ class Decentralized(_Base):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """As usual, but after an exception nothing where no step was made: in the main process of fork and spawn."""
-        if not self._alone:
-            self._compare_monitored()
         if self._agent is not None or not self._alone:
             super().save_checkpoint(checkpoint, filepath, storage_options)
 
