@@ -130,6 +130,15 @@ class AgreeingProcesses(_Base):
 
     # --- on the model and the data
 
+    def _refuse_sharded(self) -> None:
+        sharded = [name for name, parameter in self._module.named_parameters() if hasattr(parameter, "device_mesh")]
+        sharded += [name for name, module in self._module.named_modules() if "FullySharded" in type(module).__name__]
+        if sharded:
+            raise ValueError(
+                f"{sharded[0]} is sharded over processes (FSDP or tensor parallelism), but every agent needs its whole "
+                "model. Leave the module as it is in configure_model()."
+            )
+
     def _check_same_model(self) -> None:
         """All agents need parameters and buffers of the same names, shapes and dtypes, and the same settings."""
         settings = [f"{name} {getattr(self, name)!r}" for name in ("algorithm", "topology", "uneven", "eval_model")]

@@ -145,6 +145,7 @@ class Decentralized(_Base):
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
         module = self._module
+        self._refuse_sharded()
         self.model = self.precision_plugin.convert_module(module)
         self.model_to_device()
         self._check_same_model()
