@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint kernels gpu clean
+.PHONY: demo test lint launchers kernels gpu clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py
@@ -18,6 +18,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every launcher with every failure: a minute each.
+launchers: $(VENV)/.test
+	$(BIN)/python -m pytest tests/test_failures.py tests/test_launching.py -m "slow or not slow"
 
 # What is too long for every run: all architectures, sanitizers, coverage, planted faults.
 kernels: $(VENV)/.test

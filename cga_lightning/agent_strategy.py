@@ -304,21 +304,20 @@ class AgentStrategy(_Base):
         count = torch.tensor(self._finite[agent.rank].count, device=agent.grad.device)
         return {"gradient_norm": agent.grad.norm(), "non_finite_gradients": count, **agent.diagnostics}
 
-    def on_validation_start(self) -> None:
-        """Average the models once for all validation batches."""
-        super().on_validation_start()
-        if self._agents_differ and self.eval_model == "consensus":
-            self._consensus = self.consensus()
-
     def on_validation_end(self) -> None:
         """Drop the average."""
         self._consensus = None
         super().on_validation_end()
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Validate with the consensus; outside of this call the module holds its own weights."""
-        if self._consensus is None:
+        """Validate with the consensus; outside of this call the module holds its own weights.
+
+        It is averaged at the first batch, when callbacks may have put other weights in place, such as moving averages.
+        """
+        if not self._agents_differ or self.eval_model == "own":
             return super().validation_step(*args, **kwargs)
+        if self._consensus is None:
+            self._consensus = self.consensus()
         with ModuleState(self._module).activated(self._consensus):
             return super().validation_step(*args, **kwargs)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cga_lightning.agent_strategy import AgentStrategy
 from cga_lightning.communication import communication_error
 from cga_lightning.loaders import AgreedLoader, agreed_length, sized_length
+from cga_lightning.module_state import mean_state
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
@@ -117,7 +118,26 @@ class AgreeingProcesses(_Base):
         trainer = self._module._trainer  # None in the main process of fork and spawn
         return trainer is None or trainer.state.status == "interrupted"
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """As usual; where a callback has put a moving average in place of the consensus, with its mean over agents."""
+        if not self._alone:
+            self._compare_monitored()
+            if "averaging_state" in checkpoint:  # that of WeightAveraging
+                averages = checkpoint["state_dict"]
+                mean = mean_state([list(averages.values())], self._mean_over_processes)
+                checkpoint = {**checkpoint, "state_dict": dict(zip(averages, mean, strict=True))}
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
     # --- on the model and the data
+
+    def _refuse_sharded(self) -> None:
+        sharded = [name for name, parameter in self._module.named_parameters() if hasattr(parameter, "device_mesh")]
+        sharded += [name for name, module in self._module.named_modules() if "FullySharded" in type(module).__name__]
+        if sharded:
+            raise ValueError(
+                f"{sharded[0]} is sharded over processes (FSDP or tensor parallelism), but every agent needs its whole "
+                "model. Leave the module as it is in configure_model()."
+            )
 
     def _check_same_model(self) -> None:
         """All agents need parameters and buffers of the same names, shapes and dtypes, and the same settings."""

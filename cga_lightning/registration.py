@@ -6,7 +6,7 @@ from typing import Any
 
 from cga_lightning.algorithms import ALGORITHMS
 
-LAUNCHERS = {"": "popen", "_spawn": "spawn", "_fork": "fork"}
+LAUNCHERS = {"": "popen", "_spawn": "spawn", "_fork": "fork", "_notebook": "fork"}
 
 
 def register(registry: Any, strategy: type) -> None:

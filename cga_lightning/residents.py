@@ -93,6 +93,7 @@ class Turns:
         shared = [_options(group) for group in self.optimizer.param_groups]
         for resident in residents:
             self.give(resident)
+            resident.group_values += [{} for _ in shared[len(resident.group_values) :]]  # groups may have been added
             mine = [common | own for common, own in zip(shared, resident.group_values, strict=True)]
             _set_options(self.optimizer.param_groups, mine)
             yield resident

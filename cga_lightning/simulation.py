@@ -132,6 +132,7 @@ class Simulated(_Base):
         """Seed every agent; they are created at the first step, when a checkpoint has been loaded."""
         super().setup(trainer)
         if trainer.state.fn == "fit":
+            _refuse_averages(trainer)
             self._residents = []
             self._loaders = _LoaderGroup()
             self._communicator = LocalCommunicator()
@@ -365,6 +366,16 @@ class _LoaderGroup:
         if self._length is None:
             self._length = agreed_length([sized_length(loader) for loader in self._loaders], uneven)
         return self._length
+
+
+def _refuse_averages(trainer: Trainer) -> None:
+    """Callbacks that average the module's weights would see those of agent 0 only, and give them to all."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if {"StochasticWeightAveraging", "WeightAveraging"} & {kind.__name__ for kind in type(callback).__mro__}:
+            raise ValueError(
+                f"{type(callback).__name__} keeps one average of the weights, but a simulation has one module for "
+                "several agents. Remove it, or use DecentralizedStrategy."
+            )
 
 
 def _random_states(agents: int) -> list[RandomState]:

@@ -145,6 +145,7 @@ class Decentralized(_Base):
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
         module = self._module
+        self._refuse_sharded()
         self.model = self.precision_plugin.convert_module(module)
         self.model_to_device()
         self._check_same_model()
@@ -251,8 +252,6 @@ class Decentralized(_Base):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """As usual, but after an exception nothing where no step was made: in the main process of fork and spawn."""
-        if not self._alone:
-            self._compare_monitored()
         if self._agent is not None or not self._alone:
             super().save_checkpoint(checkpoint, filepath, storage_options)
 

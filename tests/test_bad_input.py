@@ -8,6 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed._functional_collectives import all_reduce
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import cga_lightning as cga
@@ -203,6 +206,23 @@ class NeverCalls(CallsTwice):
 def test_modules(strategy, module, message):
     with refuses(message):
         fit(strategy(), module())
+
+
+class TensorParallel(Module):
+    def configure_model(self):
+        mesh = init_device_mesh("cpu", (2,))
+        self.layer.weight = nn.Parameter(distribute_tensor(self.layer.weight.detach(), mesh, [Shard(1)]))
+
+
+class FullySharded(Module):
+    def configure_model(self):
+        fully_shard(self.layer, mesh=init_device_mesh("cpu", (2,)))
+
+
+@pytest.mark.parametrize("module", [TensorParallel, FullySharded])
+def test_sharded_modules(module):
+    with refuses("layer.weight is sharded over processes .* every agent needs its whole model. Leave the module"):
+        fit(processes(), module())
 
 
 class RankDependent(Module):
