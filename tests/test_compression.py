@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from cga_lightning.compression import (
     ScaledSign,
     TopK,
     from_name,
+    sign,
 )
 from cga_lightning.compression.bits import join, pack, packed_size, split, unpack
 from cga_lightning.flat import FlatLayout
@@ -330,3 +332,46 @@ def test_works_on_the_flat_layout_of_agents(compressor):
     for view in layout.views(x):
         view.normal_(generator=torch.Generator().manual_seed(0))
     assert_message(compressor, x, layout)
+
+
+SIGNS_COMPILED = hasattr(torch.ops.cga_lightning, "add_signs_")
+
+
+@pytest.mark.skipif(not SIGNS_COMPILED, reason="the C++ library is not compiled")
+@pytest.mark.parametrize("per_layer", [True, False])
+@pytest.mark.parametrize("value", [0.0, -0.0, torch.inf, torch.nan])
+@pytest.mark.parametrize("step", [1, 8, 32])
+def test_compiled_signs_are_those_of_torch(monkeypatch, per_layer, value, step):
+    """With parameters that start within a byte, that span several chunks, that are empty."""
+    layout = Padded([(3,), (0,), (40_000,), (5, 7), (1,)], step=step)
+    memory, x = layout.random(0), layout.random(1)
+    layout.views(x)[3][2, 2] = value
+    compressor, fallback = ScaledSign(per_layer=per_layer), memory.clone()
+    wire = compressor.compress_with_memory_(memory, x, layout)
+    decoded = compressor.decompress(wire, layout)
+    monkeypatch.setattr(sign, "_operators", SimpleNamespace())
+    expected = compressor.compress_with_memory_(fallback, x, layout)
+    scales = 4 * compressor._scales(layout)
+    assert torch.equal(wire[scales:], expected[scales:])
+    options = {"rtol": 1e-5, "atol": 1e-5, "equal_nan": True}
+    torch.testing.assert_close(wire[:scales].view(torch.float32), expected[:scales].view(torch.float32), **options)
+    torch.testing.assert_close(memory, fallback, **options)
+    torch.testing.assert_close(decoded, compressor.decompress(expected, layout), **options)
+
+
+@pytest.mark.skipif(not SIGNS_COMPILED, reason="the C++ library is not compiled")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(9)}, r"x must be contiguous Float \[16\]"),
+        ({"x": torch.zeros(16, dtype=torch.float64)}, "x must be contiguous Float"),
+        ({"x": torch.zeros(32)[::2]}, "x must be contiguous"),
+        ({"parts": torch.tensor([[0.0], [16.0]])}, "parts must be contiguous int64"),
+        ({"parts": torch.tensor([[8], [9]])}, "part 0 starts at 8 and has 9 elements"),
+        ({"parts": torch.tensor([[-1], [9]])}, "part 0 starts at -1"),
+    ],
+)
+def test_compiled_signs_refuse_what_does_not_fit(change, message):
+    arguments = {"memory": torch.zeros(16), "x": torch.zeros(16), "parts": torch.tensor([[0], [16]])} | change
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.cga_lightning.add_signs_(**arguments)
