@@ -10,7 +10,8 @@ directed edges) forward and backward passes per step. After each step as many ba
 one copy of the model and the same batches, for five agents at most; nothing is trained there. A step counts from the
 end of these to the end of the next batch, so it includes Lightning's loop, the batches, the exchange, the projection,
 mixing and the optimizer. Every setting runs in processes of its own, alternately with the others, so that peak memory
-is its own and the noise of the machine is shared. Figures are medians of CPU time per agent.
+is its own and the noise of the machine is shared. Figures are medians of CPU time per agent; the ratio is that of each
+step to the passes just after it.
 
 With --ddp, DDP accumulates two batches per step, so that both make two passes per process and step. Both train in two
 processes of one thread over gloo, again and again in turn, and each figure is the median over all steps of process 0.
@@ -22,6 +23,7 @@ import argparse
 import copy
 import resource
 from multiprocessing import get_context
+from statistics import median
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -120,11 +122,12 @@ def report(args: argparse.Namespace, measured: dict[Setting, Measured]) -> None:
         step, bare = medians(run.steps).cpu, medians(run.bare).cpu
         first = measured[setting._replace(agents=args.agents[0])]
         growth = step / medians(first.steps).cpu
+        ratio = median(one.cpu / passes.cpu for one, passes in zip(run.steps, run.bare, strict=True))
         table.add_row(
-            *(setting.network, str(setting.agents), f"{step:.2f} ms", f"{bare:.2f} ms", f"{step / bare:.3f}"),
+            *(setting.network, str(setting.agents), f"{step:.2f} ms", f"{bare:.2f} ms", f"{ratio:.3f}"),
             *(f"{growth:.3f}", f"{run.peak:.0f} MB"),
         )
-        for name, value in (("ratio", step / bare), ("growth", growth), ("peak memory", run.peak)):
+        for name, value in (("ratio", ratio), ("growth", growth), ("peak memory", run.peak)):
             worst[name] = max(worst[name], value)
     Console().print(f"{args.topology}, batch {args.batch_size}, {args.threads} thread(s), {ops.backend('cpu')}")
     Console().print(table)

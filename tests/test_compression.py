@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from cga_lightning.compression import (
     ScaledSign,
     TopK,
     from_name,
+    sign,
 )
 from cga_lightning.compression.bits import join, pack, packed_size, split, unpack
 from cga_lightning.flat import FlatLayout
@@ -343,3 +345,43 @@ def test_works_on_the_flat_layout_of_agents(compressor):
     for view in layout.views(x):
         view.normal_(generator=torch.Generator().manual_seed(0))
     assert_message(compressor, x, layout)
+
+
+SIGNS_COMPILED = hasattr(torch.ops.cga_lightning, "add_signs_")
+
+
+@pytest.mark.skipif(not SIGNS_COMPILED, reason="the C++ library is not compiled")
+@pytest.mark.parametrize("settings", [{}, {"bucket": 100}, {"bucket": None}, {"per_layer": False}], ids=str)
+@pytest.mark.parametrize("value", [0.0, -0.0, torch.inf, torch.nan])
+@pytest.mark.parametrize("step", [1, 8, 32])
+def test_compiled_signs_are_those_of_torch(monkeypatch, settings, value, step):
+    """With parameters that start within a byte, that span several chunks, that are empty; of whole numbers."""
+    layout = Padded([(3,), (0,), (40_000,), (5, 7), (1,)], step=step)
+    memory, x = layout.random(0).round(), layout.random(1).round()
+    layout.views(x)[3][2, 2] = value
+    compressor, fallback = ScaledSign(**settings), memory.clone()
+    wire = compressor.compress_with_memory_(memory, x, layout)
+    decoded = compressor.decompress(wire, layout)
+    monkeypatch.setattr(sign, "_operators", SimpleNamespace())
+    assert torch.equal(wire, compressor.compress_with_memory_(fallback, x, layout))
+    assert torch.equal(memory, fallback)
+    torch.testing.assert_close(decoded, compressor.decompress(wire, layout), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.skipif(not SIGNS_COMPILED, reason="the C++ library is not compiled")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(9)}, r"x must be contiguous Float \[16\]"),
+        ({"x": torch.zeros(16, dtype=torch.float64)}, "x must be contiguous Float"),
+        ({"x": torch.zeros(32)[::2]}, "x must be contiguous"),
+        ({"parts": torch.tensor([[0.0], [16.0]])}, "parts must be contiguous int64"),
+        ({"parts": torch.tensor([[8], [9]])}, "part 0 starts at 8 and has 9 elements"),
+        ({"parts": torch.tensor([[-1], [9]])}, "part 0 starts at -1"),
+        ({"parts": torch.tensor([[0, 8], [9, 8]])}, "part 1 starts at 8"),
+    ],
+)
+def test_compiled_signs_refuse_what_does_not_fit(change, message):
+    arguments = {"memory": torch.zeros(16), "x": torch.zeros(16), "parts": torch.tensor([[0], [16]])} | change
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.cga_lightning.add_signs_(**arguments)

@@ -59,9 +59,11 @@ class Compressor(ABC):
             ValueError: the message is not uint8 ``[wire_size(layout)]``.
         """
 
-    def subtract_(self, x: Tensor, wire: Tensor, layout: Layout) -> None:
-        """Take what the message says out of ``x`` ``[d]``, in place."""
-        x.sub_(self.decompress(wire, layout))
+    def compress_with_memory_(self, memory: Tensor, x: Tensor, layout: Layout) -> Tensor:
+        """Return the message for ``memory + x``, and leave in ``memory`` ``[d]`` what it loses, 0 if not finite."""
+        wire = self.compress(memory.add_(x), layout)
+        memory.sub_(self.decompress(wire, layout)).nan_to_num_(0.0, 0.0, 0.0)
+        return wire
 
     def fork(self, key: int) -> Compressor:
         """Return an equal compressor with a fresh state and, if it draws at random, its own stream."""

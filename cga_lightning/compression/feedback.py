@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cga_lightning.compression.base import Compressor, Layout
@@ -37,11 +38,8 @@ class ErrorFeedback(Compressor):
 
     def compress(self, x: Tensor, layout: Layout) -> Tensor:
         """Return the message for x and the memory, and remember what it loses."""
-        self.memory = x.clone() if self.memory is None else self.memory.to(x.device).add_(x)
-        wire = self.compressor.compress(self.memory, layout)
-        self.compressor.subtract_(self.memory, wire, layout)
-        self.memory.nan_to_num_(0.0, 0.0, 0.0)
-        return wire
+        self.memory = torch.zeros_like(x) if self.memory is None else self.memory.to(x.device)
+        return self.compressor.compress_with_memory_(self.memory, x, layout)
 
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
         """That of the wrapped compressor."""

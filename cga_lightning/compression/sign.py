@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from cga_lightning.compression.base import Compressor, Layout
 from cga_lightning.compression.bits import join, pack, packed_size, split, unpack
 
 _SCALE = torch.bfloat16
+_operators: Any = torch.ops.cga_lightning  # those of csrc/cpu/signs.cpp, if it is compiled
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class ScaledSign(Compressor):
 
     This is the compressor of CompCGA. The n elements that share a scale are a parameter, or each bucket of a larger one
     (Zheng et al. 2019): where whole rows of a gradient vanish, as those of a ReLU that is off, a scale of the whole
-    parameter would send noise there. A scale is rounded to bfloat16, which error feedback makes up for. Zero has
-    the sign of its bit, as a comparison would take twice the time.
+    parameter would send noise there. A scale is rounded to bfloat16, which error feedback makes up for. Zero has the
+    sign of its bit, as a comparison would take twice the time.
 
     Args:
         per_layer: False takes one scale for the whole vector.
@@ -52,32 +53,45 @@ class ScaledSign(Compressor):
             scales = x.abs().sum(dtype=wide)[None] / max(1, sum(shape.numel() for shape in layout.shapes))
         return join(scales.to(_SCALE), pack(x.signbit().view(torch.uint8), 1))
 
+    def compress_with_memory_(self, memory: Tensor, x: Tensor, layout: Layout) -> Tensor:
+        """In two passes over memory where that is compiled, see `Compressor`."""
+        if not _is_compiled(memory):
+            return super().compress_with_memory_(memory, x, layout)
+        parts = self._parts(memory, layout)
+        norms, packed = _operators.add_signs_(memory, x, parts)
+        sizes = parts[1]
+        if not self.per_layer:
+            norms, sizes = norms.sum(0, keepdim=True), sizes.sum(0, keepdim=True)
+        scales = (norms / sizes).float().to(_SCALE)
+        _operators.scale_signs_(memory, packed, _expanded(scales, parts), parts, True)
+        return join(scales, packed)
+
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
         """Return each sign times its scale."""
-        signs, scales = self._read(wire, layout)
-        for rows, scale in zip(self._rows(signs, layout), scales, strict=True):
-            rows.mul_(scale)
-        return _clear_between(layout.views(signs), signs)
-
-    def subtract_(self, x: Tensor, wire: Tensor, layout: Layout) -> None:
-        """Multiply and subtract at once."""
-        signs, scales = self._read(wire, layout)
-        for rows, sign, scale in zip(self._rows(x, layout), self._rows(signs, layout), scales, strict=True):
-            rows.addcmul_(sign, scale, value=-1)
-
-    def _read(self, wire: Tensor, layout: Layout) -> tuple[Tensor, Sequence[Tensor]]:
-        """The signs ``[d]``, and for each matrix of ``_rows`` its scales as a column."""
         self._check(wire, layout)
-        bits = packed_size(layout.numel, 1)
-        scales, packed = split(wire, (self._scales(layout), _SCALE), (bits, torch.uint8))
-        signs = unpack(packed, (1, -1), layout.numel, layout.dtype)
-        counts = [len(rows) for rows in self._rows(signs, layout)]
-        return signs, torch.split(scales.to(layout.dtype).expand(sum(counts))[:, None], counts)
+        scales, packed = split(wire, (self._scales(layout), _SCALE), (packed_size(layout.numel, 1), torch.uint8))
+        x = torch.empty(layout.numel, dtype=layout.dtype, device=wire.device)
+        if _is_compiled(x):
+            parts = self._parts(x, layout)
+            _operators.scale_signs_(x, packed, _expanded(scales, parts), parts, False)
+            return x
+        signs = self._rows(unpack(packed, (1, -1), layout.numel, layout.dtype), layout)
+        counts = [len(rows) for rows in signs]
+        columns = torch.split(scales.to(x.dtype).expand(sum(counts))[:, None], counts)
+        for rows, sign, scale in zip(self._rows(x.zero_(), layout), signs, columns, strict=True):
+            torch.mul(sign, scale, out=rows)
+        return x
 
     def _rows(self, x: Tensor, layout: Layout) -> list[Tensor]:
-        """Views into x as matrices, each row of which has one scale."""
-        size = self.bucket if self.per_layer else None
-        return [rows for part in layout.views(x) for rows in _buckets(part.view(-1), size)]
+        """Views into x as matrices with a bucket per row."""
+        return [rows for part in layout.views(x) for rows in _buckets(part.view(-1), self.bucket)]
+
+    def _parts(self, x: Tensor, layout: Layout) -> Tensor:
+        """Where the buckets lie in x: starts and sizes, int64 ``[2, buckets]``."""
+        rows = [(part.storage_offset() - x.storage_offset(), *part.shape) for part in self._rows(x, layout)]
+        starts = [torch.arange(first, first + count * size, size) for first, count, size in rows]
+        sizes = [torch.full((count,), size) for _, count, size in rows]
+        return torch.stack([torch.cat(starts), torch.cat(sizes)])
 
     def _scales(self, layout: Layout) -> int:
         if not self.per_layer:
@@ -92,12 +106,10 @@ def _buckets(part: Tensor, size: int | None) -> list[Tensor]:
     return [rows for rows in (part[:full].view(-1, size), part[full:].view(1, -1)) if rows.numel()]
 
 
-def _clear_between(parts: list[Tensor], x: Tensor) -> Tensor:
-    """Zero what no part of x covers."""
-    end = 0
-    for part in parts:
-        start = int(part.storage_offset() - x.storage_offset())
-        x[end:start].zero_()
-        end = start + part.numel()
-    x[end:].zero_()
-    return x
+def _expanded(scales: Tensor, parts: Tensor) -> Tensor:
+    """One float32 scale per bucket."""
+    return scales.float().expand(parts.shape[1]).contiguous()
+
+
+def _is_compiled(x: Tensor) -> bool:
+    return x.is_cpu and x.dtype == torch.float32 and hasattr(_operators, "add_signs_")
