@@ -23,11 +23,13 @@ def markdown(runs: list[Run], note: str = "") -> str:
         sent = [float(run["bytes"]) / float(run["steps"]) / 1e3 for run in group]
         accuracies = [_accuracies(cells[row, column]) if (row, column) in cells else "" for column in columns]
         lines.append([f"`{row[0]}`", str(row[1]), *accuracies, " to ".join(f"{x:,.0f}" for x in _range(sent))])
+    seeds = list(dict.fromkeys(run["seed"] for run in runs))
+    several = f"± standard deviation over the seeds {', '.join(seeds)}"
     about = (
         "{data}, {model}, {steps} steps with batches of {batch_size}. Test accuracy in percent of the agents' own "
         "models: mean over agents and over the last {last} of {evaluations} evaluations on {test_samples} images, "
-        "± standard deviation over the seeds {seeds}; in brackets that of the consensus model in the end."
-    ).format(**runs[0], seeds=", ".join(dict.fromkeys(run["seed"] for run in runs)))
+        "{spread}; in brackets that of the consensus model in the end."
+    ).format(**runs[0], spread=several if len(seeds) > 1 else f"with the seed {seeds[0]}")
     return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", f"{about} {note}".strip(), ""])
 
 
