@@ -95,14 +95,17 @@ class OptionalBuild(BuildExtension):
                 self._report(name, folder)
 
     def build_extensions(self) -> None:
-        """Build all libraries, or none without torch."""
-        try:
-            if CppExtension is None:
-                raise ImportError(NO_TORCH)
-            super().build_extensions()
-        except Exception as error:  # of the set-up of the compiler: nothing can be built
-            for extension in self.extensions:
+        """Build each library on its own: a compiler that CUDA does not take still serves the CPU."""
+        every = self.extensions
+        for extension in every:
+            self.extensions = [extension]
+            try:
+                if CppExtension is None:
+                    raise ImportError(NO_TORCH)
+                super().build_extensions()
+            except Exception as error:  # of the set-up of the compiler
                 self._give_up(extension, error)
+        self.extensions = every
 
     def build_extension(self, extension: Extension) -> None:
         """Build one library."""

@@ -1,8 +1,5 @@
 """What no emulation shows: the kernels on a device. ``make gpu`` runs this, as it stands."""
 
-import shutil
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -10,33 +7,35 @@ import pytest
 import torch
 from cases import Case, random_case, reference
 
+from cga_lightning.ops import project
+
 ROWS = (1, 2, 3, 7, 8, 9, 16, 31, 32, 33, 64)
 SEGMENTS = (0, 1024, 1024, 1040, 40_013)
 TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64}
 TOLERANCE = {"f32": 2e-6, "f16": 2e-3, "bf16": 1e-2, "f64": 1e-11}
 
 
-def _tensors(case: Case) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+def _tensors(case: Case, device: str = "cuda") -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     memory = [torch.zeros(case.rows.shape[1] + case.offset, dtype=TORCH[case.dtype]) for _ in case.rows]
     for tensor, row in zip(memory, case.rows, strict=True):
         tensor[case.offset :] = torch.tensor(row).to(tensor.dtype)
-    rows = [tensor.cuda()[case.offset :] for tensor in memory]
+    rows = [tensor.to(device)[case.offset :] for tensor in memory]
     return rows[:-1], rows[-1], torch.tensor(case.bounds)
 
 
-def _project(operators: Any, case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows, own, offsets = _tensors(case)
+def _project(operators: Any, case: Case, device: str = "cuda") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, own, offsets = _tensors(case, device)
     return own, *operators.project_(rows, own, offsets, case.margin, float(case.ridge or 0))
 
 
-def _assert_projects(operators: Any, case: Case) -> None:
-    own, dual, status = _project(operators, case)
+def _assert_projects(operators: Any, case: Case, device: str = "cuda") -> None:
+    own, dual, status = _project(operators, case, device)
     expected, _ = reference(case)
     assert not status.any()
     assert (dual >= case.margin).all()
     size = np.linalg.norm(case.rows, axis=1).max() * (1 + case.margin * case.cross)
     assert np.linalg.norm(own.double().cpu().numpy() - expected) < TOLERANCE[case.dtype] * size
-    again = _project(operators, case)
+    again = _project(operators, case, device)
     assert all(torch.equal(first, second) for first, second in zip((own, dual, status), again, strict=True))
 
 
@@ -52,6 +51,19 @@ def test_two_launches(operators: Any, cross: int) -> None:
     _assert_projects(operators, random_case(cross, 24_000_000 // (4 * (cross + 1)), seed=cross))
 
 
+@pytest.mark.parametrize("cross", [4, 16, 64])
+def test_the_parts_make_up_the_whole(operators: Any, cross: int) -> None:
+    """To the bit, though the whole is one cooperative launch and the parts are three."""
+    case = random_case(cross, SEGMENTS[-1], bounds=SEGMENTS, margin=0.5)
+    whole, dual, status = _project(operators, case)
+    rows, own, offsets = _tensors(case)
+    parts = operators.solve(operators.gram(rows, own, offsets), 0.5, float(case.ridge or 0))
+    operators.combine_(rows, own, offsets, parts[0])
+    assert torch.equal(own, whole)
+    assert torch.equal(parts[0], dual)
+    assert torch.equal(parts[1], status)
+
+
 @pytest.mark.parametrize(("dtype", "offset"), [("f32", 1), ("f16", 1), ("bf16", 2), ("f64", 1)])
 def test_unaligned_rows(operators: Any, dtype: str, offset: int) -> None:
     _assert_projects(operators, random_case(10, 20_003, dtype=dtype, offset=offset))
@@ -64,13 +76,17 @@ def test_many_segments(operators: Any) -> None:
 
 @pytest.mark.parametrize("cross", [4, 12, 64])
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_sums_of_one_sign(operators: Any, dtype: str, cross: int) -> None:
+@pytest.mark.parametrize("equal", [False, True])
+def test_sums_of_one_sign(operators: Any, equal: bool, dtype: str, cross: int) -> None:
     """Tensor cores cut off low bits when they add: here all of that goes one way."""
     case = random_case(cross, 1_000_000, dtype=dtype)
-    case.rows[:] = torch.tensor(1 + 0.3 * case.rows**2).to(TORCH[dtype]).double().numpy()
+    terms = torch.full(case.rows.shape, 1.3108) if equal else torch.tensor(1 + 0.3 * case.rows**2)
+    case.rows[:] = terms.to(TORCH[dtype]).double().numpy()
     rows, own, offsets = _tensors(case)
     products = operators.gram(rows, own, offsets)[0].cpu().numpy()
-    assert np.abs(products / (case.rows @ case.rows.T) - 1).max() < 1e-5
+    worst = np.abs(products / (case.rows @ case.rows.T) - 1).max()
+    print(f"\nK={cross} {dtype}: {worst:.1e} off")
+    assert worst < (1e-6 if cross <= 8 and dtype == "f32" else 1e-5)
 
 
 def test_rows_that_are_not_finite(operators: Any) -> None:
@@ -83,11 +99,11 @@ def test_rows_that_are_not_finite(operators: Any) -> None:
         assert own.isfinite().all()
 
 
+@pytest.mark.parametrize("cross", [3, 12, 40])
 @pytest.mark.parametrize("exponent", [-30, 25])
-def test_float32_squares_out_of_range(operators: Any, exponent: int) -> None:
-    for cross in (3, 12):
-        rows = random_case(cross, 5000).rows * 2.0 ** round(exponent * 3.32)
-        _assert_projects(operators, Case(rows.astype(np.float32).astype(float), ridge=1e-6))
+def test_float32_squares_out_of_range(operators: Any, exponent: int, cross: int) -> None:
+    rows = random_case(cross, 5000).rows * 2.0 ** round(exponent * 3.32)
+    _assert_projects(operators, Case(rows.astype(np.float32).astype(float), ridge=1e-6))
 
 
 def test_runs_on_the_current_stream(operators: Any) -> None:
@@ -105,15 +121,30 @@ def test_runs_on_the_current_stream(operators: Any) -> None:
     assert torch.equal(own, expected)
 
 
-def test_does_not_wait_for_the_device(operators: Any) -> None:
-    case = random_case(4, 100_000)
-    rows, own, offsets = _tensors(case)
+def test_runs_on_the_device_of_the_tensors(operators: Any) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two devices")
+    assert torch.cuda.current_device() == 0
+    _assert_projects(operators, random_case(12, 20_000), "cuda:1")
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.parametrize("length", [100_000, 3_000_000])
+def test_does_not_wait_for_the_device(operators: Any, length: int) -> None:
+    """The call comes back while the device still sleeps; nor does torch itself ask it for anything."""
+    rows, own, offsets = _tensors(random_case(4, length))
     operators.project_(rows, own.clone(), offsets, 0.0, 1e-6)
+    torch.cuda.synchronize()
+    done = torch.cuda.Event()
+    torch.cuda._sleep(2_000_000_000)
     torch.cuda.set_sync_debug_mode("error")
     try:
         operators.project_(rows, own, offsets, 0.0, 1e-6)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    done.record()
+    assert not done.query()
+    torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("length", [100_000, 3_000_000])
@@ -134,50 +165,12 @@ def test_graph_capture_and_replay(operators: Any, length: int) -> None:
         assert torch.equal(dual, expected[1])
 
 
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
-def test_compute_sanitizer(tool: str) -> None:
-    program = shutil.which("compute-sanitizer")
-    if program is None:
-        pytest.skip("compute-sanitizer is not on PATH")
-    command = [
-        program,
-        "--tool",
-        tool,
-        "--error-exitcode",
-        "9",
-        sys.executable,
-        "-m",
-        "pytest",
-        __file__,
-        "-q",
-    ]
-    selected = "test_every_number_of_rows and (8- or 33- or 64-) and cuda"
-    found = subprocess.run([*command, "-k", selected], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout[-4000:]
-
-
-@pytest.mark.parametrize(
-    ("cross", "length", "dtype"),
-    [(4, 10**6, "f32"), (4, 10**7, "f32"), (8, 10**7, "f32"), (32, 10**7, "f32"), (32, 10**8, "bf16")],
-)
-def test_bandwidth(operators: Any, cross: int, length: int, dtype: str) -> None:
-    """Report time and bandwidth: pass 1 reads all rows; pass 2 the active ones and own, which it writes."""
-    rows = [torch.randn(length, device="cuda", dtype=TORCH[dtype]) for _ in range(cross)]
-    own = -torch.stack([row.float() for row in rows[:2]]).sum(0).to(TORCH[dtype])
-    offsets, start, end = torch.tensor([0, length]), *(torch.cuda.Event(enable_timing=True) for _ in "se")
-    times = []
-    for _ in range(12):
-        gradient = own.clone()
-        start.record()
-        dual, _ = operators.project_(rows, gradient, offsets, 0.0, 1e-4)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    active = int((dual > 0).sum())
-    moved = (cross + 1 + active + 2) * length * own.element_size()
-    milliseconds = sorted(times)[len(times) // 2]
-    print(
-        f"\nK={cross} d={length:.0e} {dtype}: {milliseconds:.3f} ms, "
-        f"{moved / milliseconds / 1e9:.2f} TB/s, {active} active"
-    )
-    assert milliseconds > 0
+def test_the_public_function(operators: Any) -> None:
+    """Served by the compiled extension, or else by CuPy or plain torch."""
+    case = random_case(5, 10_000, bounds=(0, 4000, 10_000), margin=0.5)
+    rows, own, offsets = _tensors(case)
+    result = project(rows, own, offsets=offsets, margin=0.5)
+    assert np.linalg.norm(result.gradient.double().cpu().numpy() - reference(case)[0]) < 1e-4 * float(own.norm())
+    torch.library.opcheck(torch.ops.cga_lightning.project_.default, (rows, own, offsets, 0.5, 1e-6))
+    with pytest.raises(ValueError, match=r"cross\[0\] must be on the device of own, cuda:0, found cpu"):
+        project([rows[0].cpu()], own)
