@@ -151,9 +151,12 @@ class ProcessGroupCommunicator(Communicator):
         return [self._inbox]
 
     def close(self) -> None:
-        """Leave the group, so that the neighbors lose this agent at once and not when its process has ended."""
+        """Leave the group, so that the neighbors lose this agent at once and not when its process has ended.
+
+        Not with NCCL, which may wait for the others here.
+        """
         self._works = []  # each would keep the connections open
-        if dist.is_initialized():
+        if dist.is_initialized() and dist.get_backend() == "gloo":
             dist.destroy_process_group()
 
     @contextmanager

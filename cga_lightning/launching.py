@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -86,6 +87,7 @@ class PromptLauncher(_Base):
                 _log.error(f"Agent {self._strategy.global_rank} raised {type(exception).__name__}: {exception}")
             type(self).interrupt(trainer, exception)
             self._strategy.leave()
+            atexit.register(os._exit, 1)  # as a forked process ends; a spawned one would take seconds more
             raise
 
     def __getstate__(self) -> dict[str, Any]:

@@ -96,5 +96,28 @@ class AgreedLoader:
         setattr(self._loader, name, value)
 
 
+class LoaderGroup:
+    """All agents' train loaders, collected one by one; complete once their common length was asked for."""
+
+    def __init__(self) -> None:
+        self._loaders: list[Any] = []
+        self._length: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the loaders of all agents are there."""
+        return self._length is not None
+
+    def append(self, loader: Any) -> None:
+        """Add that of the next agent."""
+        self._loaders.append(loader)
+
+    def agreed_length(self, uneven: Uneven) -> int:
+        """The number of batches that every agent serves, see `agreed_length`."""
+        if self._length is None:
+            self._length = agreed_length([sized_length(loader) for loader in self._loaders], uneven)
+        return self._length
+
+
 def _listed(values: Sequence[int]) -> str:
     return ", ".join(map(str, values))

@@ -61,6 +61,16 @@ def log_mean(module: nn.Module) -> Iterator[LogMean]:
     collected.flush()
 
 
+def mean_output(outputs: list[Any]) -> Any:
+    """What the loop gets for the agents' outputs: the mean loss, and lists of everything else."""
+    if isinstance(outputs[0], Tensor):
+        return torch.stack([output.detach() for output in outputs]).mean()
+    return {
+        name: mean_output([output[name] for output in outputs]) if name == "loss" else [o[name] for o in outputs]
+        for name in outputs[0]
+    }
+
+
 def _combined(values: list[Tensor], sizes: list[int], reduce_fx: Any) -> Tensor:
     name = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "mean")
     stacked = torch.stack([value if value.is_floating_point() else value.float() for value in values])

@@ -7,13 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from cga_lightning.agent import Agent
 from cga_lightning.module_state import ModuleState, State, overwrite
-from cga_lightning.sandbox import RandomState
+from cga_lightning.sandbox import RandomState, seed_all
 from cga_lightning.window import Window
 
 
@@ -101,6 +102,17 @@ class Turns:
                 own.update({name: value for name, value in _options(group).items() if _differs(value, old.get(name))})
         _set_options(self.optimizer.param_groups, shared)
         self.end()
+
+
+def random_states(agents: int) -> list[RandomState]:
+    """Where the random streams of the agents start: the seed now plus the rank, as with one process per agent."""
+    before, seed = RandomState.capture(), torch.initial_seed()
+    states = []
+    for rank in range(agents):
+        seed_all(seed + rank)
+        states.append(RandomState.capture())
+    before.restore()
+    return states
 
 
 def _options(group: dict[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,10 @@ from cga_lightning.algorithms import Algorithm
 from cga_lightning.checkpoint import Resume, restore_algorithm
 from cga_lightning.communication import LocalCommunicator
 from cga_lightning.flat import FlatLayout
-from cga_lightning.loaders import AgreedLoader, Uneven, agreed_length, sized_length
-from cga_lightning.log_mean import log_mean
+from cga_lightning.loaders import AgreedLoader, LoaderGroup, Uneven
+from cga_lightning.log_mean import log_mean, mean_output
 from cga_lightning.module_state import ModuleState, State
-from cga_lightning.residents import Resident, Turns
-from cga_lightning.sandbox import RandomState, seed_all
+from cga_lightning.residents import Resident, Turns, random_states
 from cga_lightning.stepping import StepOnce, rescale, same_objects, set_gradients, to_apply, trainable
 from cga_lightning.topology import Topology
 
@@ -89,7 +88,7 @@ class Simulated(_Base):
         self.parallel_devices: list[torch.device] | None = None  # set by the Trainer
         self._agents = agents
         self._residents: list[Resident] = []
-        self._loaders = _LoaderGroup()
+        self._loaders = LoaderGroup()
 
     @property
     def agents(self) -> int:
@@ -134,10 +133,10 @@ class Simulated(_Base):
         if trainer.state.fn == "fit":
             _refuse_averages(trainer)
             self._residents = []
-            self._loaders = _LoaderGroup()
+            self._loaders = LoaderGroup()
             self._communicator = LocalCommunicator()
             self._turns = Turns(self._module, self.optimizers[0], self.precision_plugin)
-            self._random = _random_states(self.agents)
+            self._random = random_states(self.agents)
             _transfer_one_by_one(self._module)
 
     def on_train_start(self) -> None:
@@ -163,7 +162,7 @@ class Simulated(_Base):
 
     def _agree_on_length(self, loader: Any) -> Any:
         if self._loaders.complete:
-            self._loaders = _LoaderGroup()
+            self._loaders = LoaderGroup()
         self._loaders.append(loader)
         return AgreedLoader(loader, partial(self._loaders.agreed_length, self.uneven))
 
@@ -182,7 +181,7 @@ class Simulated(_Base):
                 logs.next_batch(batch)
                 outputs.append(self._own_pass(resident, batch, *args))
         self._turns.give(self._residents[0])
-        return _mean_output(outputs)
+        return mean_output(outputs)
 
     def _own_pass(self, resident: Resident, *args: Any) -> Any:
         self._turns.give(resident)
@@ -348,26 +347,6 @@ class Simulated(_Base):
             self._agents_differ = False
 
 
-class _LoaderGroup:
-    """All agents' train loaders, collected one by one; complete once their common length was asked for."""
-
-    def __init__(self) -> None:
-        self._loaders: list[Any] = []
-        self._length: int | None = None
-
-    @property
-    def complete(self) -> bool:
-        return self._length is not None
-
-    def append(self, loader: Any) -> None:
-        self._loaders.append(loader)
-
-    def agreed_length(self, uneven: Uneven) -> int:
-        if self._length is None:
-            self._length = agreed_length([sized_length(loader) for loader in self._loaders], uneven)
-        return self._length
-
-
 def _refuse_averages(trainer: Trainer) -> None:
     """Callbacks that average the module's weights would see those of agent 0 only, and give them to all."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -376,17 +355,6 @@ def _refuse_averages(trainer: Trainer) -> None:
                 f"{type(callback).__name__} keeps one average of the weights, but a simulation has one module for "
                 "several agents. Remove it, or use DecentralizedStrategy."
             )
-
-
-def _random_states(agents: int) -> list[RandomState]:
-    """Where the random streams of the agents start: the seed now plus the rank, as with one process per agent."""
-    before, seed = RandomState.capture(), torch.initial_seed()
-    states = []
-    for rank in range(agents):
-        seed_all(seed + rank)
-        states.append(RandomState.capture())
-    before.restore()
-    return states
 
 
 def _transfer_one_by_one(module: LightningModule) -> None:
@@ -399,13 +367,3 @@ def _transfer_one_by_one(module: LightningModule) -> None:
         return [hook(module, part, dataloader_idx) for part in batch]
 
     object.__setattr__(module, "_on_before_batch_transfer", each)
-
-
-def _mean_output(outputs: list[Any]) -> Any:
-    """What the loop gets for the agents' outputs: the mean loss, and lists of everything else."""
-    if isinstance(outputs[0], Tensor):
-        return torch.stack([output.detach() for output in outputs]).mean()
-    return {
-        name: _mean_output([output[name] for output in outputs]) if name == "loss" else [o[name] for o in outputs]
-        for name in outputs[0]
-    }

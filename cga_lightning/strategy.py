@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -261,6 +262,8 @@ class Decentralized(_Base):
         if isinstance(exception, CommunicationError):
             self.leave()
             end(getattr(self.launcher, "procs", []))
+        else:
+            atexit.register(self.leave)  # before the interpreter's end, which takes seconds
 
     def leave(self) -> None:
         """Close the connections to all other agents."""

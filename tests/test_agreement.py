@@ -114,6 +114,24 @@ def test_what_still_differs_is_told(tmp_path, caplog):
     assert sum("different values" in record.message for record in caplog.records) == 1
 
 
+class Divided(ModelCheckpoint):
+    """The best checkpoint of agent 0 exists; the others would look elsewhere."""
+
+    def on_train_end(self, trainer, pl_module):
+        super().on_train_end(trainer, pl_module)
+        if trainer.global_rank:
+            self.best_model_path = "nowhere.ckpt"
+        trainer.strategy.load_checkpoint(self.best_model_path, weights_only=False)  # as test(ckpt_path="best") does
+
+
+def test_the_best_checkpoint_is_that_of_agent_0(tmp_path):
+    strategy = cga.DecentralizedStrategy(start_method="fork", timeout=timedelta(seconds=30), resume="consensus")
+    options = QUIET | {"devices": AGENTS, "max_epochs": 1, "enable_checkpointing": True}
+    trainer = pl.Trainer(strategy=strategy, callbacks=[Divided(tmp_path)], **options)
+    trainer.fit(Module(), datamodule=OwnValidation())
+    assert trainer.checkpoint_callback.best_model_path.startswith(str(tmp_path))
+
+
 def test_validation_data_for_some_agents_only(tmp_path):
     with pytest.raises(Exception, match="validation loader of agent 1, 2 has no batch, but those of others have"):
         fit(tmp_path, data=OwnValidation(empty=(1, 2)), eval_model="own")
