@@ -67,6 +67,7 @@ class Decentralized(_Base):
     """
 
     multiprocessing_launcher: ClassVar[type[PromptLauncher]]
+    failed_elsewhere = False  # whether the processes that this one has started have failed
 
     def __init__(
         self,
@@ -251,8 +252,8 @@ class Decentralized(_Base):
     # --- end
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        """As usual, but after an exception nothing where no step was made: in the main process of fork and spawn."""
-        if self._agent is not None or not self._alone:
+        """As usual, but nothing in the main process of fork and spawn when agents have failed: it has not trained."""
+        if not self.failed_elsewhere:
             super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def on_exception(self, exception: BaseException) -> None:
