@@ -54,7 +54,7 @@ class Decentralized(_Base):
         uneven: when the agents' train loaders differ in length: "cycle" repeats the shorter ones, "min" cuts the
             longer ones, "error" refuses.
         eval_model: validate and save checkpoints with the "consensus" (mean) of all models, or validate with each
-            agent's "own".
+            agent's "own". Either way what is logged per epoch is the mean over agents.
         resume: on fit(ckpt_path=...), every agent goes on from its own part of the checkpoint ("agents"), or all
             start from the model in it ("consensus"), also if their number is another.
         start_method: how the Trainer starts the processes, as in `DDPStrategy`: "popen" runs the script again,
