@@ -71,9 +71,11 @@ class PromptLauncher(_Base):
 
     def launch(self, *args: Any, **kwargs: Any) -> Any:
         """Leave no process behind, also after Ctrl+C, which may have reached this one alone."""
+        self._strategy.failed_elsewhere = False
         try:
             return super().launch(*args, **kwargs)
         except BaseException:
+            self._strategy.failed_elsewhere = True
             self.kill(signal.SIGINT)
             end(self.procs, GRACE_TO_SAVE)
             raise

@@ -54,7 +54,7 @@ class Decentralized(_Base):
         uneven: when the agents' train loaders differ in length: "cycle" repeats the shorter ones, "min" cuts the
             longer ones, "error" refuses.
         eval_model: validate and save checkpoints with the "consensus" (mean) of all models, or validate with each
-            agent's "own".
+            agent's "own". Either way what is logged per epoch is the mean over agents.
         resume: on fit(ckpt_path=...), every agent goes on from its own part of the checkpoint ("agents"), or all
             start from the model in it ("consensus"), also if their number is another.
         start_method: how the Trainer starts the processes, as in `DDPStrategy`: "popen" runs the script again,
@@ -67,6 +67,7 @@ class Decentralized(_Base):
     """
 
     multiprocessing_launcher: ClassVar[type[PromptLauncher]]
+    failed_elsewhere = False  # whether the processes that this one has started have failed
 
     def __init__(
         self,
@@ -252,8 +253,8 @@ class Decentralized(_Base):
     # --- end
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        """As usual, but after an exception nothing where no step was made: in the main process of fork and spawn."""
-        if self._agent is not None or not self._alone:
+        """As usual, but nothing in the main process of fork and spawn when agents have failed: it has not trained."""
+        if not self.failed_elsewhere:
             super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def on_exception(self, exception: BaseException) -> None:

@@ -212,6 +212,17 @@ def test_removed_checkpoints_take_their_agents_with_them(kind, tmp_path):
     assert len(found) == 2 and found[1] == f"{found[0]}.agents"
 
 
+@KINDS
+def test_saving_after_fit(kind, tmp_path):
+    """In the main process, which holds the consensus."""
+    devices, module = 1 if kind == "simulated" else AGENTS, Module()
+    trainer = pl.Trainer(strategy=strategy(kind), devices=devices, max_epochs=1, **QUIET)
+    trainer.fit(module, datamodule=Shuffled())
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = Module.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=False)
+    assert equal([loaded.state_dict()], [module.state_dict()])
+
+
 class Interrupted(Module):
     """Ctrl+C in the last step of the second epoch."""
 
