@@ -116,7 +116,7 @@ def compare(args: argparse.Namespace) -> None:
     training, test = load(args.data, args.data_root, args.download)
     shown = Images(*(part[: args.test_samples] for part in test))
     lists = [getattr(args, name) for name in ("algorithms", "topologies", "agents", "partitions", "lrs", "seeds")]
-    fixed = {name: getattr(args, name) for name in FIXED}
+    fixed = {name: getattr(args, name) for name in FIXED} | {"test_samples": len(shown.labels)}
     wanted = [fixed | dict(zip(GRID, values, strict=True)) for values in itertools.product(*lists)]
     rows = make_runs(args.output / "runs.csv", (training, shown), wanted)
     if args.best:
