@@ -18,6 +18,7 @@ from cga_lightning import communication
 from tests.toys import QUIET, Classifier, OwnData, one_class_each
 
 START_METHOD, EVENT, TIMEOUT, FOLDER = sys.argv[1:]
+communication.PATIENCE = 1.0
 MAIN = int(os.environ.setdefault("MAIN", str(os.getpid())))
 
 EVENTS = {
@@ -43,7 +44,6 @@ class Fails(Classifier):
 
 def main():
     warnings.simplefilter("ignore")
-    communication.PATIENCE = 1.0
     strategy = cga.DecentralizedStrategy(start_method=START_METHOD, timeout=timedelta(seconds=float(TIMEOUT)))
     options = {"devices": 3, "max_epochs": 1000 if EVENT.startswith("interrupted") else 1}
     if EVENT.startswith("interrupted"):
