@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cga_lightning.agent_strategy import AgentStrategy
 from cga_lightning.communication import communication_error
 from cga_lightning.loaders import AgreedLoader, agreed_length, sized_length
+from cga_lightning.log_mean import options_of
 from cga_lightning.module_state import mean_state
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ def log_shared(module: nn.Module) -> None:
     """From now on `module.log` logs the mean over all agents what is logged per epoch, until `log_own`."""
     log: Callable[..., None] = type(module).log.__get__(module)  # type: ignore[attr-defined]
 
-    def shared(name: str, value: Any, prog_bar: bool = False, **options: Any) -> None:
+    def shared(name: str, value: Any, *arguments: Any, **options: Any) -> None:
+        options = options_of(*arguments, **options)
         if not options.get("on_step") and not options.get("rank_zero_only"):
             options["sync_dist"] = True
-        log(name, value, prog_bar=prog_bar, **options)
+        log(name, value, **options)
 
     object.__setattr__(module, "log", shared)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+# Of LightningModule.log after name and value, in order.
+_OPTIONS = ("prog_bar", "logger", "on_step", "on_epoch", "reduce_fx", "enable_graph", "sync_dist")
 _COMBINE: dict[str, Callable[[Tensor], Tensor]] = {"max": torch.max, "min": torch.min, "sum": torch.sum}
 
 
@@ -29,9 +31,9 @@ class LogMean:
         sizes = [leaf.shape[0] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim]
         self._batch_size = sizes[0] if sizes else 1
 
-    def log(self, name: str, value: Any, prog_bar: bool = False, **options: Any) -> None:
+    def log(self, name: str, value: Any, *arguments: Any, **options: Any) -> None:
         """Takes the place of LightningModule.log."""
-        options["prog_bar"] = prog_bar
+        options = options_of(*arguments, **options)
         if not isinstance(value, Tensor | int | float):  # a metric object accumulates over agents by itself
             self._log(name, value, **options)
             return
@@ -47,6 +49,11 @@ class LogMean:
                 _combined(values, sizes, options.get("reduce_fx")),
                 **options | {"batch_size": sum(sizes)},
             )
+
+
+def options_of(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """By name: what a call `log(name, value, *arguments, **options)` says beside name and value."""
+    return {**dict(zip(_OPTIONS, arguments, strict=False)), **options}
 
 
 @contextmanager

@@ -20,7 +20,7 @@ class Module(Classifier):
 
     def validation_step(self, batch, batch_idx):
         loss = torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-        self.log("val_loss", loss)
+        self.log("val_loss", loss, False, None, False)
         self.log_dict({"rank": float(self.global_rank), "largest": float(self.global_rank)}, reduce_fx="max")
         self.log("mine", float(self.global_rank), rank_zero_only=True)
 

@@ -108,7 +108,7 @@ class Watched(Classifier):
         self.log("weighted", float(len(batch[0])), on_step=False, on_epoch=True)
         self.log("given", loss, on_step=False, on_epoch=True, batch_size=1)
         self.log("total", 1.0, on_step=True, reduce_fx="sum")
-        self.log("epoch_loss", loss, on_step=False, on_epoch=True, batch_size=1)
+        self.log("epoch_loss", loss, False, None, False, True, batch_size=1)
         return loss
 
     def on_before_optimizer_step(self, optimizer):
