@@ -19,6 +19,7 @@ from tests.toys import QUIET, Classifier, OwnData, one_class_each
 
 START_METHOD, EVENT, TIMEOUT, FOLDER = sys.argv[1:]
 communication.PATIENCE = 1.0
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 MAIN = int(os.environ.setdefault("MAIN", str(os.getpid())))
 
 EVENTS = {
