@@ -89,6 +89,8 @@ class PromptLauncher(_Base):
                 _log.error(f"Agent {self._strategy.global_rank} raised {type(exception).__name__}: {exception}")
             type(self).interrupt(trainer, exception)
             self._strategy.leave()
+            if isinstance(exception, CommunicationError):
+                time.sleep(GRACE)  # the main process shows the exception of the first to end: let that be the cause
             atexit.register(os._exit, 1)  # as a forked process ends; a spawned one would take seconds more
             raise
 
