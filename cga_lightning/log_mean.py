@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 # Of LightningModule.log after name and value, in order.
-_OPTIONS = ("prog_bar", "logger", "on_step", "on_epoch", "reduce_fx", "enable_graph", "sync_dist")
+_OPTIONS = (
+    *("prog_bar", "logger", "on_step", "on_epoch", "reduce_fx", "enable_graph", "sync_dist"),
+    *("sync_dist_group", "add_dataloader_idx", "batch_size", "metric_attribute", "rank_zero_only"),
+)
 _COMBINE: dict[str, Callable[[Tensor], Tensor]] = {"max": torch.max, "min": torch.min, "sum": torch.sum}
 
 
