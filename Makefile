@@ -21,7 +21,7 @@ lint: $(VENV)/.test
 
 # Every launcher with every failure: a minute each.
 launchers: $(VENV)/.test
-	$(BIN)/python -m pytest tests/test_failures.py tests/test_launching.py -m "slow or not slow"
+	$(BIN)/python -m pytest tests/lightning/test_failures.py tests/lightning/test_launching.py -m "slow or not slow"
 
 # What is too long for every run: all architectures, sanitizers, coverage, planted faults.
 kernels: $(VENV)/.test

@@ -1,8 +1,8 @@
 """Build script of the compiled library; everything else is in pyproject.toml.
 
 The library is optional. Without torch or a C++ compiler at build time the package installs in plain Python,
-and the reason is kept beside it for ``python -m cga_lightning info``. The isolated environment in which pip
-builds by default has no torch: install torch first, then the package with ``--no-build-isolation``.
+and the reason is kept beside it for `python -m cga_lightning info`. The isolated environment in which pip
+builds by default has no torch: install torch first, then the package with `--no-build-isolation`.
 """
 
 import os

@@ -17,7 +17,7 @@ from rich.table import Table
 from workload import NETWORKS, Instant, fail_above, forward_backward, medians, timed
 
 from cga_lightning.compression import ErrorFeedback, ScaledSign
-from cga_lightning.flat import FlatLayout
+from cga_lightning.core.layout import FlatLayout
 
 
 def measure(args: argparse.Namespace) -> dict[str, list[Instant]]:

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib.metadata import version
 
-from cga_lightning import _lightning, ops, partition
+from cga_lightning import ops, partition
 from cga_lightning.algorithms import (
     CGA,
     DPSGD,
@@ -19,7 +19,9 @@ from cga_lightning.algorithms import (
     SwarmSGD,
     WireDtype,
 )
-from cga_lightning.compression import QSGD, RandomK, ScaledSign, TopK
+from cga_lightning.compression import QSGD, Compressor, ErrorFeedback, Identity, RandomK, ScaledSign, TopK
+from cga_lightning.core import Agent, LocalCommunicator, StepDriver
+from cga_lightning.lightning import ConsensusMonitor, DecentralizedStrategy, PartitionedDataModule, SimulatedStrategy
 from cga_lightning.topology import (
     Bipartite,
     Complete,
@@ -33,15 +35,7 @@ from cga_lightning.topology import (
     Torus,
 )
 
-if TYPE_CHECKING:
-    from cga_lightning._for_pytorch_lightning import (
-        ConsensusMonitor,
-        DecentralizedStrategy,
-        PartitionedDataModule,
-        SimulatedStrategy,
-    )
-
-__version__ = "0.1.0"
+__version__ = version("cga-lightning")
 
 __all__ = [
     "CGA",
@@ -49,16 +43,21 @@ __all__ = [
     "NGC",
     "QSGD",
     "SGP",
+    "Agent",
     "Algorithm",
     "Bipartite",
     "Complete",
+    "Compressor",
     "ConsensusMonitor",
     "DecentralizedStrategy",
     "DirectedRing",
     "ErdosRenyi",
+    "ErrorFeedback",
     "Exponential",
     "FromMatrix",
     "GradientTracking",
+    "Identity",
+    "LocalCommunicator",
     "OnePeerExponential",
     "PartitionedDataModule",
     "QuasiGlobalMomentum",
@@ -66,6 +65,7 @@ __all__ = [
     "Ring",
     "ScaledSign",
     "SimulatedStrategy",
+    "StepDriver",
     "SwarmSGD",
     "TopK",
     "Topology",
@@ -74,14 +74,3 @@ __all__ = [
     "ops",
     "partition",
 ]
-
-_IN_TREE = ("ConsensusMonitor", "DecentralizedStrategy", "PartitionedDataModule", "SimulatedStrategy")
-
-
-def __getattr__(name: str) -> type:
-    if name in _IN_TREE:
-        return _lightning.public_class(name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-_lightning.install()

@@ -1,4 +1,4 @@
-"""``python -m cga_lightning info``: versions, the backends of the projection, and why one is missing."""
+"""`python -m cga_lightning info`: versions, the backends of the projection, and why one is missing."""
 
 import argparse
 import platform

@@ -1,9 +1,9 @@
 """Partitions: which samples belong to which agent, from all the same to one class each.
 
-Every partition takes the labels of n samples (array, tensor or list; any values that can be sorted) and
-returns one sorted int64 index array per agent. The arrays are disjoint, cover all n samples, and none is
-empty. Equal arguments give equal partitions, and no global random state is touched. Each raises a
-ValueError when the samples cannot be shared out like that.
+Every partition takes the labels of n samples (array, tensor or list; any values that can be sorted) and returns one
+sorted int64 index array per agent. The arrays are disjoint, cover all n samples, and none is empty. Equal arguments
+give equal partitions, and no global random state is touched. Each raises a ValueError when the samples cannot be shared
+out like that.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cga_lightning.names import lookup
+
 Indices = NDArray[np.int64]
 
 
 def by_label(labels: ArrayLike, agents: int, seed: int = 0) -> list[Indices]:
     """Give each agent whole classes: class c goes to agent c mod N (the CGA experiments).
 
-    With more agents than classes, agent j holds class j mod C, and the agents of one class share its samples
-    evenly (``seed`` draws who gets which).
+    With more agents than classes, agent j holds class j mod C, and the agents of one class share its samples evenly
+    (`seed` draws who gets which).
     """
     values = _labels(labels, agents)
     classes = _by_class(values, np.random.default_rng(seed))
@@ -56,8 +58,8 @@ def shards(labels: ArrayLike, agents: int, shards_per_agent: int = 2, seed: int 
 def dirichlet(labels: ArrayLike, agents: int, alpha: float = 0.1, seed: int = 0) -> list[Indices]:
     """Give each agent its own mixture of classes, q ~ Dirichlet(alpha * p) (Hsu et al. 2019).
 
-    p is the mixture of the whole data. Small ``alpha``: nearly one class each; large: nearly iid. All agents
-    get equally many samples. A class that runs out is no longer drawn, so the last agents take what is left.
+    p is the mixture of the whole data. Small `alpha`: nearly one class each; large: nearly iid. All agents get equally
+    many samples. A class that runs out is no longer drawn, so the last agents take what is left.
     """
     values = _labels(labels, agents)
     if not 0 < alpha < np.inf:
@@ -85,16 +87,12 @@ PARTITIONS: dict[str, Partition] = {
 
 
 def from_name(name: str) -> Partition:
-    """Return the partition function of that name; call it as ``partition(labels, agents, seed=...)``.
+    """The partition function of that name; call it as `partition(labels, agents, seed=...)`.
 
     Raises:
-        ValueError: no partition has that name.
+        ValueError: there is none of that name.
     """
-    if name not in PARTITIONS:
-        raise ValueError(
-            f"Unknown partition {name!r}; known: {', '.join(PARTITIONS)}, or pass one index array per agent."
-        )
-    return PARTITIONS[name]
+    return lookup("partition", PARTITIONS, name)
 
 
 def _labels(labels: ArrayLike, agents: int) -> NDArray[Any]:
@@ -128,7 +126,7 @@ def _by_class(values: NDArray[Any], generator: np.random.Generator) -> list[Indi
 
 
 def _draw(size: int, mixture: NDArray[np.float64], stock: Indices, generator: np.random.Generator) -> Indices:
-    """Draw ``size`` samples by class without replacement: counts per class, at most ``stock``."""
+    """Draw `size` samples by class without replacement: counts per class, at most `stock`."""
     taken = np.zeros_like(stock)
     while size > taken.sum():
         left = stock - taken

@@ -7,9 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cga_lightning.agent import Agent
-from cga_lightning.algorithms import Algorithm
-from cga_lightning.communication import LocalCommunicator
+from cga_lightning.core import Agent, Algorithm, LocalCommunicator, StepDriver
 from cga_lightning.topology import Topology
 
 
@@ -46,17 +44,14 @@ def train(
     problem: Quadratics, algorithm: Algorithm, topology: Topology, lr: Callable[[int], float], steps: int
 ) -> Tensor:
     """Plain gradient descent with the algorithm's directions; returns the agents' parameters `[N, d]`."""
-    agents, communicator = problem.agents(topology), LocalCommunicator()
+    agents = problem.agents(topology)
+    driver = StepDriver(algorithm, agents, LocalCommunicator())
     for step in range(steps):
-        for agent in agents:
-            agent.grad = agent.gradient(at=agent.params)
-        communicator.open_step(step, algorithm.exchanges)
-        communicator.run([algorithm.step(agent) for agent in agents])
+        models = driver.begin()
+        driver.finish([agent.gradient(at=model) for agent, model in zip(agents, models, strict=True)])
         for agent in agents:
             agent.params -= lr(step) * agent.grad
-        communicator.run([algorithm.after_step(agent) for agent in agents])
-        for agent in agents:
-            agent.step += 1
+        driver.end()
     return torch.stack([agent.params for agent in agents])
 
 

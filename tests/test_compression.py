@@ -22,8 +22,9 @@ from cga_lightning.compression import (
     from_name,
     sign,
 )
+from cga_lightning.compression.base import RandomCompressor
 from cga_lightning.compression.bits import join, pack, packed_size, split, unpack
-from cga_lightning.flat import FlatLayout
+from cga_lightning.core import FlatLayout
 
 BIASED = [
     ScaledSign(),
@@ -37,7 +38,7 @@ BIASED = [
 UNBIASED = [Identity(), RandomK(0.2, scaled=True), QSGD(bits=2), QSGD(bits=4), QSGD(bits=8, bucket=7)]
 ROUNDING = [Identity("bfloat16"), Identity(torch.float16)]
 ALL = BIASED + UNBIASED + ROUNDING
-DRAWING = [RandomK(0.2), QSGD()]
+DRAWING = [compressor for compressor in ALL if isinstance(compressor, RandomCompressor)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SHAPES = [(3,), (5, 7), (1,), (64,), (2, 3, 4), ()]
 

@@ -11,11 +11,8 @@ from hypothesis import strategies as st
 from cga_lightning.partition import PARTITIONS, by_label, dirichlet, from_name, iid, shards
 
 SPLITS = [
-    by_label,
-    iid,
-    shards,
+    *PARTITIONS.values(),
     partial(shards, shards_per_agent=1),
-    dirichlet,
     partial(dirichlet, alpha=1e-3),
     partial(dirichlet, alpha=1e3),
 ]

@@ -1,7 +1,7 @@
 """Every topology keeps the same promises; a new one is one line in TOPOLOGIES."""
 
 import pickle
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, dataclass
 
 import numpy as np
 import pytest
@@ -31,8 +31,64 @@ class Star(Topology):
         return [(0, rank) for rank in range(1, agents)]
 
 
-UNDIRECTED = [Ring(), Complete(), Bipartite(), Torus(), Exponential(), ErdosRenyi(p=0.3), Star()]
-DIRECTED = [DirectedRing(), OnePeerExponential()]
+class Matching(Topology):
+    """The user's own that varies in time: at step t each agent meets the one whose rank differs in bit t."""
+
+    def edges(self, agents):
+        return [(rank, rank ^ 1 << bit) for bit in range(agents.bit_length() - 1) for rank in range(agents)]
+
+    def at(self, step):
+        return Phase(self.agents, step % (self.agents.bit_length() - 1))
+
+
+class Phase(Topology):
+    """One step of it, as a plain class."""
+
+    def __init__(self, agents, bit):
+        object.__setattr__(self, "bit", bit)
+        super().__init__(agents)
+
+    def edges(self, agents):
+        return [(rank, rank ^ 1 << self.bit) for rank in range(agents)]
+
+
+@dataclass(frozen=True, repr=False)
+class Path(Topology):
+    """From rank to rank; `step_edges` are the edges of each step, if it varies in time."""
+
+    step_edges: tuple[list[tuple[int, int]], ...] = ()
+
+    def edges(self, agents):
+        return [(rank, rank + 1) for rank in range(agents - 1)]
+
+    def at(self, step):
+        return Given(self.agents, self.step_edges[step % len(self.step_edges)]) if self.step_edges else self
+
+
+@dataclass(frozen=True, repr=False)
+class Given(Topology):
+    given: list[tuple[int, int]] | None = None
+
+    def edges(self, agents):
+        return self.given
+
+
+class GivenOneWay(Given):
+    directed = True
+
+
+class Weighted(Ring):
+    """The user's own weights: more for the agent itself, as much as `own`."""
+
+    own = 0.5
+
+    def mixing_matrix(self):
+        return self.own * np.eye(self.agents) + (1 - self.own) * super().mixing_matrix()
+
+
+NAMED = [from_name(name) for name in TOPOLOGIES]
+UNDIRECTED = [*(topology for topology in NAMED if not topology.directed), ErdosRenyi(p=0.3), Star()]
+DIRECTED = [topology for topology in NAMED if topology.directed]
 HALVES = [[0.5, 0.5], [0.5, 0.5]]
 SIZES = [2, 3, 4, 5, 8, 9, 40]
 
@@ -49,6 +105,15 @@ def assert_edges_match_weights(topology, matrix):
     for rank in range(topology.agents):
         assert topology.in_neighbors(rank) == np.flatnonzero(weighty[rank]).tolist()
         assert topology.out_neighbors(rank) == np.flatnonzero(weighty[:, rank]).tolist()
+
+
+def assert_weights_are_rows(topology):
+    matrix = topology.mixing_matrix()
+    for rank in range(topology.agents):
+        weights = topology.weights(rank)
+        assert list(weights) == [rank, *topology.in_neighbors(rank)]
+        assert all(type(weight) is float and weight == matrix[rank, other] for other, weight in weights.items())
+        assert np.count_nonzero(matrix[rank]) <= len(weights)
 
 
 def assert_gossip_averages(topology, steps=400):
@@ -68,10 +133,13 @@ def test_promises(topology, agents):
     assert bound.agents == agents and matrix.shape == (agents, agents)
     assert_doubly_stochastic(matrix)
     assert_edges_match_weights(bound, matrix)
+    assert_weights_are_rows(bound)
     assert_gossip_averages(bound)
     for step in range(7):
         assert_doubly_stochastic(bound.at(step).mixing_matrix())
         assert_edges_match_weights(bound.at(step), bound.at(step).mixing_matrix())
+        assert_weights_are_rows(bound.at(step))
+    assert set(bound.phases) == {bound.at(step) for step in range(7)}
 
 
 @pytest.mark.parametrize("agents", SIZES)
@@ -90,6 +158,8 @@ def test_is_a_value(topology):
     bound = topology.bind(3)
     bound.mixing_matrix()[:] = 7  # the caller's copy
     bound.in_neighbors(0).append(7)
+    bound.weights(0)[7] = 7
+    assert 7 not in bound.in_neighbors(0) and 7 not in bound.weights(0)
     assert pickle.loads(pickle.dumps(bound)) == bound == topology.bind(3)
     assert hash(bound) == hash(topology.bind(3))
     assert_doubly_stochastic(pickle.loads(pickle.dumps(bound)).mixing_matrix())
@@ -111,7 +181,10 @@ def test_repr():
     assert repr(FromMatrix(np.eye(4) / 2 + 1 / 8)) == "FromMatrix(4x4)"
 
 
-@pytest.mark.parametrize(("method", "arguments"), [("neighbors", [0]), ("mixing_matrix", []), ("spectral_gap", [])])
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [("neighbors", [0]), ("weights", [0]), ("mixing_matrix", []), ("spectral_gap", []), ("highest_degree", [])],
+)
 @pytest.mark.parametrize("topology", UNDIRECTED + DIRECTED, ids=repr)
 def test_unbound_cannot_be_used(topology, method, arguments):
     with pytest.raises(ValueError, match=r"is not bound to a number of agents; call bind\(agents\)"):
@@ -194,6 +267,7 @@ def test_from_matrix_takes_every_mixture_of_permutations(terms):
     topology = FromMatrix(matrix.tolist())
     np.testing.assert_array_equal(topology.mixing_matrix(), matrix)
     assert_edges_match_weights(topology, matrix)
+    assert_weights_are_rows(topology)
 
 
 @pytest.mark.parametrize(
@@ -205,13 +279,25 @@ def test_from_matrix_takes_every_mixture_of_permutations(terms):
         ([[0.5, 0.5], [0.4, 0.6]], "column 0 sums to 0.9"),
         ([[1.5, -0.5], [-0.5, 1.5]], r"got -0.5 at \[0, 1\]"),
         ([[float("nan"), 0.5], [0.5, 0.5]], r"got nan at \[0, 0\]"),
-        (np.eye(3), r"FromMatrix\(3x3\) is not connected"),
-        ([[0, 1], [1, 0]], "never reaches agreement"),
     ],
 )
 def test_bad_matrix(matrix, message):
     with pytest.raises(ValueError, match=message):
         FromMatrix(matrix)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.eye(3), r"FromMatrix\(3x3\) is not connected"),
+        ([[0, 1], [1, 0]], r"FromMatrix never reaches agreement \(spectral gap 0\); give the diagonal some weight"),
+    ],
+)
+def test_a_matrix_that_only_a_run_refuses(matrix, message):
+    topology = FromMatrix(matrix)
+    np.testing.assert_array_equal(topology.mixing_matrix(), matrix)
+    with pytest.raises(ValueError, match=message):
+        topology.bind(len(matrix))
 
 
 @pytest.mark.parametrize(
@@ -230,6 +316,11 @@ def test_bad_matrix(matrix, message):
         (lambda: ErdosRenyi(40, p=1e-6), "no connected graph of 40 agents in 100 draws"),
         (lambda: Ring(3).neighbors(3), r"Ring\(3\) has the ranks 0 to 2, got 3"),
         (lambda: Ring(3).neighbors(-1), "got -1"),
+        (lambda: Ring(3).weights(3), r"Ring\(3\) has the ranks 0 to 2, got 3"),
+        (lambda: Given(3, [(0, 1), (1, 3)]), r"Edges of 3 agents lie between the ranks 0 to 2, got \(1, 3\)"),
+        (lambda: Given(3, [(0, 1), (1, -4)]), r"got \(1, -4\)"),
+        (lambda: Given(3, [(0, 1), (1, 2, 0.5)]), r"a pair of ranks \(sender, receiver\), got \(1, 2, 0.5\)"),
+        (lambda: Given(3, [(0, 1), (1, 2.0)]), r"a pair of ranks \(sender, receiver\), got \(1, 2.0\)"),
         (lambda: from_name("circle"), "Unknown topology 'circle'; known: ring, complete, bipartite, torus"),
         (
             lambda: FromMatrix(HALVES).bind(3),
@@ -247,9 +338,222 @@ def test_not_connected():
         def edges(self, agents):
             return [(rank, rank + 1) for rank in range(0, agents, 2)]
 
-    assert Pairs(2).neighbors(0) == [1]
-    with pytest.raises(ValueError, match=r"Pairs\(4\) is not connected"):
-        Pairs(4)
+    assert Pairs(2).bind(2).neighbors(0) == [1]
+    assert Pairs(4).neighbors(2) == [3], "one step of a graph that varies in time need not be connected"
+    for topology in (Pairs(), Pairs(4)):
+        with pytest.raises(ValueError, match=r"Pairs\(4\) is not connected: some agents never hear of others"):
+            topology.bind(4)
+
+
+EDGES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=20)
+
+
+@given(EDGES, st.booleans())
+def test_all_follows_from_the_edges(edges, one_way):
+    topology = (GivenOneWay if one_way else Given)(6, edges)
+    links = np.zeros((6, 6), dtype=bool)
+    for sender, receiver in edges:
+        links[receiver, sender] = sender != receiver
+    links = links if one_way else links | links.T
+    for rank in range(6):
+        assert topology.in_neighbors(rank) == np.flatnonzero(links[rank]).tolist()
+        assert topology.out_neighbors(rank) == np.flatnonzero(links[:, rank]).tolist()
+    assert topology.symmetric == (links == links.T).all()
+    assert topology.highest_degree() == (links.sum(axis=1).argmax(), links.sum(axis=1).max())
+    assert_edges_match_weights(topology, topology.mixing_matrix())
+    assert_weights_are_rows(topology)
+    np.testing.assert_allclose(topology.mixing_matrix().sum(axis=0), 1)
+    reached = np.linalg.matrix_power(np.eye(6, dtype=int) + links, 6) > 0
+    if reached.all():
+        assert topology.bind(6) is topology
+    else:
+        with pytest.raises(ValueError, match="is not connected"):
+            topology.bind(6)
+
+
+def test_a_negative_rank_counts_from_the_last():
+    assert [Given(4, [(r, r - 1) for r in range(4)]).neighbors(r) for r in range(4)] == [
+        Ring(4).neighbors(r) for r in range(4)
+    ]
+
+
+def test_own_graph_that_varies_in_time():
+    topology = Matching().bind(4)
+    assert [topology.at(step).neighbors(0) for step in range(4)] == [[1], [2], [1], [2]]
+    assert topology.at(0).weights(3) == {3: 0.5, 2: 0.5}
+    assert topology.neighbors(0) == [1, 2] and topology.symmetric
+    assert len(topology.phases) == 2 and topology.highest_degree() == (0, 1)
+    expected = [[0.5, 0.25, 0.25, 0], [0.25, 0.5, 0, 0.25], [0.25, 0, 0.5, 0.25], [0, 0.25, 0.25, 0.5]]
+    np.testing.assert_array_equal(topology.mixing_matrix(), expected)
+    assert topology.weights(3) == {3: 0.5, 1: 0.25, 2: 0.25}
+    assert topology.spectral_gap() == pytest.approx(0.5)
+    assert_gossip_averages(topology)
+    assert [graph.neighbors(0) for graph in pickle.loads(pickle.dumps(topology)).phases] == [[1], [2]]
+
+
+def test_one_step_may_leave_agents_without_neighbors():
+    topology = Path(3, ([(0, 1)], [], [(1, 2)])).bind(3)
+    assert [topology.at(step).neighbors(0) for step in range(3)] == [[1], [], []]
+    assert topology.at(1).weights(2) == {2: 1.0}
+    assert len(topology.phases) == 3
+    np.testing.assert_allclose(topology.mixing_matrix()[0], [5 / 6, 1 / 6, 0])
+    assert_gossip_averages(topology)
+
+
+def test_a_graph_that_rests_at_some_steps():
+    class Resting(Ring):
+        def at(self, step):
+            return self if step % 2 else Given(self.agents, [])
+
+    topology = Resting(5).bind(5)
+    assert [graph.neighbors(0) for graph in topology.phases] == [[], [1, 4]]
+    np.testing.assert_array_equal(topology.mixing_matrix(), Ring(5).mixing_matrix())
+
+
+def test_one_random_edge_at_each_step():
+    class Meetings(Complete):
+        def at(self, step):
+            pair = np.random.default_rng(step).choice(self.agents, 2, replace=False)
+            return Given(self.agents, [tuple(pair)])
+
+    topology = Meetings(12).bind(12)
+    assert topology.highest_degree()[1] == 1 and len(topology.phases) > 66
+    assert 0 < topology.spectral_gap() < Complete(12).spectral_gap()
+
+
+def test_matrices_as_steps():
+    first, second = [[0, 1, 0], [1, 0, 0], [0, 0, 1]], [[1, 0, 0], [0, 0.5, 0.5], [0, 0.5, 0.5]]
+
+    class Turns(Topology):
+        def edges(self, agents):
+            return [(0, 1), (1, 2)]
+
+        def at(self, step):
+            return FromMatrix([first, second][step % 2])
+
+    topology = Turns().bind(3)
+    np.testing.assert_array_equal(topology.mixing_matrix(), (np.array(first) + second) / 2)
+    assert topology.at(0).weights(0) == {0: 0, 1: 1} and topology.at(0).weights(2) == {2: 1}
+    assert_gossip_averages(topology)
+
+
+class Nested(Topology):
+    def edges(self, agents):
+        return OnePeerExponential(agents).edges(agents)
+
+    def at(self, step):
+        return OnePeerExponential(self.agents)
+
+
+class Swapping(Complete):
+    def at(self, step):
+        return FromMatrix([[0, 1], [1, 0]])
+
+
+class Unbound(Ring):
+    def at(self, step):
+        return Complete()
+
+
+class Shrinking(Complete):
+    def at(self, step):
+        return Ring(self.agents - step)
+
+
+class Nobody(Complete):
+    def at(self, step):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        (Path(3, ([(0, 1)], [(1, 2)], [])).at(0), r"Given\(3, given=.* is not connected"),
+        (Given(4, [(0, 1), (2, 3)]), "is not connected"),
+        (Path(3, ([(0, 1)], [])), r"the edge \(2, 1\) in edges\(\), but none of the steps 0 to 111 has it"),
+        (Path(3, ([(0, 1)], [(0, 2)])), r"has the edge \(2, 0\) at step 1, which edges\(\) lacks; add it there"),
+        (Unbound(4), r"Unbound\(4\).at\(0\) must return a Topology of 4 agents, got Complete\(\)"),
+        (Shrinking(4), r"Shrinking\(4\).at\(1\) must return a Topology of 4 agents, got Ring\(3\)"),
+        (Nobody(4), r"must return a Topology of 4 agents, got None"),
+        (Nested(4), r"must return the graph of one step, but OnePeerExponential\(4\) varies itself"),
+        (Swapping(2), r"Swapping never reaches agreement"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_run_refuses_steps_that_do_not_fit(topology, message):
+    with pytest.raises(ValueError, match=message):
+        topology.bind(topology.agents)
+
+
+def test_own_weights():
+    topology = Weighted().bind(5)
+    ring = Ring(5).mixing_matrix()
+    np.testing.assert_array_equal(topology.mixing_matrix(), 0.5 * np.eye(5) + 0.5 * ring)
+    assert topology.weights(1) == pytest.approx({1: 2 / 3, 0: 1 / 6, 2: 1 / 6})
+    assert topology.spectral_gap() == pytest.approx(Ring(5).spectral_gap() / 2)
+    assert_weights_are_rows(topology)
+    assert_gossip_averages(topology)
+
+
+def weighted(matrix):
+    class Own(Path):
+        def mixing_matrix(self):
+            return matrix
+
+    return Own(3)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.eye(2), r"of 3 agents is \[3, 3\], got \[2, 2\]"),
+        ([0.5, 0.5, 0], r"of 3 agents is \[3, 3\], got \[3\]"),
+        ([[1.5, -0.5, 0], [-0.5, 1.5, 0], [0, 0, 1]], r"entries >= 0, got -0.5 at \[0, 1\]"),
+        (
+            [[0.5, 0.25, 0.25], [0.5, 0.5, 0], [0, 0.25, 0.75]],
+            r"has 0.25 at \[0, 2\], but agent 0 does not receive from agent 2; add the edge \(2, 0\), or set",
+        ),
+        ([[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]], "Own never reaches agreement"),
+    ],
+)
+def test_a_run_refuses_own_weights_that_do_not_fit(matrix, message):
+    with pytest.raises(ValueError, match=message):
+        weighted(matrix).bind(3)
+
+
+def test_own_weights_of_a_step_are_checked_too():
+    class Turns(Path):
+        def at(self, step):
+            return weighted(np.full((3, 3), 1 / 3))
+
+    with pytest.raises(ValueError, match=r"has 0.333\d* at \[0, 2\], but agent 0 does not receive from agent 2"):
+        Turns(3).bind(3)
+
+
+def test_highest_degree():
+    assert Star(70).highest_degree() == (0, 69)
+    assert Ring(1000).highest_degree() == (0, 2)
+    assert Bipartite(9).highest_degree() == (0, 7)
+    assert OnePeerExponential(16).highest_degree() == (0, 1)
+    assert Path(4, ([(0, 1)], [(1, 2), (2, 3)])).highest_degree() == (2, 2)
+    assert GivenOneWay(4, [(0, 2), (1, 2), (2, 3), (3, 0), (3, 1)]).highest_degree() == (2, 2)
+
+
+def test_many_agents_ask_for_neighbors_and_weights_without_a_matrix_each():
+    asked = []
+
+    class Counting(Ring):
+        def mixing_matrix(self):
+            asked.append(self)
+            return super().mixing_matrix()
+
+    topology = Counting(1000)
+    for rank in range(1000):
+        expected = sorted([(rank - 1) % 1000, (rank + 1) % 1000])
+        assert topology.neighbors(rank) == topology.in_neighbors(rank) == topology.out_neighbors(rank) == expected
+    assert not asked
+    assert all(topology.weights(rank).keys() == {rank, *topology.neighbors(rank)} for rank in range(1000))
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from cga_lightning.algorithms.base import Algorithm, Exchange, Messages, Step, gossip
 from cga_lightning.algorithms.cga import CGA
 from cga_lightning.algorithms.dpsgd import DPSGD
 from cga_lightning.algorithms.ngc import NGC
@@ -11,7 +10,8 @@ from cga_lightning.algorithms.sgp import SGP
 from cga_lightning.algorithms.swarm import SwarmSGD
 from cga_lightning.algorithms.tracking import GradientTracking
 from cga_lightning.algorithms.wire_dtype import WireDtype
-from cga_lightning.compression import ScaledSign
+from cga_lightning.core.algorithm import Algorithm, Exchange, Messages, Step, gossip
+from cga_lightning.names import lookup
 
 __all__ = [
     "ALGORITHMS",
@@ -33,12 +33,12 @@ __all__ = [
 
 ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "cga": CGA,
-    "compcga": lambda: CGA(compressor=ScaledSign()),
+    "compcga": lambda: CGA(compressor="scaled_sign"),
     "dpsgd": DPSGD,
     "sgp": SGP,
     "swarmsgd": SwarmSGD,
     "ngc": NGC,
-    "compngc": lambda: NGC(compressor=ScaledSign()),
+    "compngc": lambda: NGC(compressor="scaled_sign"),
     "gradient_tracking": GradientTracking,
 }
 
@@ -47,8 +47,6 @@ def from_name(name: str) -> Algorithm:
     """The algorithm of that name, with its defaults.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: there is none of that name.
     """
-    if name not in ALGORITHMS:
-        raise ValueError(f"Unknown algorithm {name!r}; choose one of {', '.join(map(repr, ALGORITHMS))}.")
-    return ALGORITHMS[name]()
+    return lookup("algorithm", ALGORITHMS, name)()

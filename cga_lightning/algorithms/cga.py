@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from cga_lightning.agent import Agent
-from cga_lightning.algorithms.base import Algorithm, Messages, Step
-from cga_lightning.algorithms.compressed import compressed
+from cga_lightning.algorithms.compressed import compressed, compressor_of
 from cga_lightning.compression import Compressor
-from cga_lightning.ops import project_
+from cga_lightning.core.agent import Agent
+from cga_lightning.core.algorithm import Algorithm, Messages, Step
+from cga_lightning.ops import MOST_ROWS, Status, project_
 
 
 class CGA(Algorithm):
@@ -30,16 +31,19 @@ class CGA(Algorithm):
             that margin=1 projects the weighted mean of all gradients.
         scope: "model" solves one problem for all parameters; "layer" one for each parameter tensor.
         eps: relative ridge of the quadratic program; the operator's default for the dtype if None.
-        compressor: sends the cross-gradients in fewer bytes. CompCGA is `CGA(compressor=ScaledSign())`.
+        compressor: sends the cross-gradients in fewer bytes; an object, or a name for one with its defaults. CompCGA
+            is `CGA(compressor="scaled_sign")`.
 
     Raises:
-        ValueError: for a negative margin or eps, or an unknown weights or scope.
+        ValueError: for a negative margin or eps, or an unknown weights, scope or name of a compressor.
+        TypeError: for a compressor that is neither a name nor a `Compressor`.
 
     Source: Esfandiari et al., "Cross-Gradient Aggregation for Decentralized Learning from Non-IID Data", ICML 2021
     (PMLR 139:3036-3046), Algorithm 1. `CGA(margin=0, weights="uniform")` is its quadratic program.
     """
 
     exchanges = ("models", "cross_gradients")
+    most_neighbors = MOST_ROWS
 
     def __init__(
         self,
@@ -48,7 +52,7 @@ class CGA(Algorithm):
         weights: Literal["uniform", "mixing"] = "mixing",
         scope: Literal["model", "layer"] = "model",
         eps: float | None = None,
-        compressor: Compressor | None = None,
+        compressor: Compressor | str | None = None,
     ) -> None:
         for name, value in (("margin", margin), ("eps", eps)):
             if value is not None and not 0 <= value < float("inf"):
@@ -60,7 +64,7 @@ class CGA(Algorithm):
         self.weights = weights
         self.scope = scope
         self.eps = eps
-        self.compressor = compressor
+        self.compressor = compressor_of(compressor)
 
     @classmethod
     def reference(cls) -> CGA:
@@ -72,7 +76,8 @@ class CGA(Algorithm):
         models = yield {rank: agent.params for rank in agent.neighbors}
         gradients = {rank: agent.gradient(at=model) for rank, model in models.items()}
         cross_gradients = yield from compressed(agent, "cross_gradients", gradients, self.compressor)
-        self._project(agent, cross_gradients)
+        if cross_gradients:  # an agent that has nobody at this step goes along its own gradient
+            self._project(agent, cross_gradients)
         agent.mix(models)
 
     def _project(self, agent: Agent, cross_gradients: Messages) -> None:
@@ -85,12 +90,12 @@ class CGA(Algorithm):
         offsets = agent.layout.offsets if self.scope == "layer" else None
         projection = project_(rows, agent.grad, margin=self.margin, offsets=offsets, eps=self.eps)
         _scale(agent.grad, largest)
-        agent.diagnostics["conflicts"] = (projection.dual > self.margin).double().mean()
-        agent.diagnostics["non_finite"] = (projection.status == 2).double().mean()
+        agent.diagnostics["conflicts"] = (projection.dual > self.margin).mean(dtype=torch.float64)
+        agent.diagnostics["non_finite"] = (projection.status == Status.NON_FINITE).mean(dtype=torch.float64)
 
 
 def _scale(tensor: Tensor, factor: float) -> None:
-    if factor != 1.0:
+    if abs(factor - 1) > 1e-12:  # where mixing weights are equal but for their rounding
         tensor.mul_(factor)
 
 

@@ -6,9 +6,20 @@ from collections.abc import Generator
 
 from torch import Tensor
 
-from cga_lightning.agent import Agent
-from cga_lightning.algorithms.base import Messages
-from cga_lightning.compression import Compressor, ErrorFeedback
+from cga_lightning.compression import COMPRESSORS, Compressor, ErrorFeedback
+from cga_lightning.core.agent import Agent
+from cga_lightning.core.algorithm import Messages
+from cga_lightning.names import resolved
+
+
+def compressor_of(given: Compressor | str | None) -> Compressor | None:
+    """The compressor that was given, or the one of that name with its default settings; None for none.
+
+    Raises:
+        ValueError: there is none of that name.
+        TypeError: neither a name nor a `Compressor`.
+    """
+    return None if given is None else resolved("compressor", COMPRESSORS, given, Compressor)
 
 
 def compressed(

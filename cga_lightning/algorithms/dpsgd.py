@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cga_lightning.agent import Agent
-from cga_lightning.algorithms.base import Algorithm, Step, gossip
+from cga_lightning.core.agent import Agent
+from cga_lightning.core.algorithm import Algorithm, Step, gossip
 
 
 class DPSGD(Algorithm):

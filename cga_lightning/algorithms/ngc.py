@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cga_lightning.agent import Agent
-from cga_lightning.algorithms.base import Algorithm, Step
-from cga_lightning.algorithms.compressed import compressed
+from cga_lightning.algorithms.compressed import compressed, compressor_of
 from cga_lightning.compression import Compressor
+from cga_lightning.core.agent import Agent
+from cga_lightning.core.algorithm import Algorithm, Step
 
 
 class NGC(Algorithm):
@@ -18,10 +18,12 @@ class NGC(Algorithm):
 
     Args:
         alpha: the share of the data-variant ones, in [0, 1]; 1 in the published runs. With 0 no gradient is sent.
-        compressor: sends the cross-gradients in fewer bytes. CompNGC is `NGC(compressor=ScaledSign())`.
+        compressor: sends the cross-gradients in fewer bytes; an object, or a name for one with its defaults. CompNGC
+            is `NGC(compressor="scaled_sign")`.
 
     Raises:
-        ValueError: for alpha out of range.
+        ValueError: for alpha out of range, or an unknown name of a compressor.
+        TypeError: for a compressor that is neither a name nor a `Compressor`.
 
     Source: Aketi et al., "Neighborhood Gradient Clustering: An Efficient Decentralized Learning Method for Non-IID Data
     Distributions", arXiv 2209.14390, 2022, Algorithm 1.
@@ -29,11 +31,11 @@ class NGC(Algorithm):
 
     exchanges = ("models", "cross_gradients")
 
-    def __init__(self, *, alpha: float = 1.0, compressor: Compressor | None = None) -> None:
+    def __init__(self, *, alpha: float = 1.0, compressor: Compressor | str | None = None) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f"NGC(alpha=...) must be in [0, 1], got {alpha}.")
         self.alpha = alpha
-        self.compressor = compressor
+        self.compressor = compressor_of(compressor)
 
     def step(self, agent: Agent) -> Step:
         """Exchange models, return cross-gradients, take the mean of both kinds, mix."""

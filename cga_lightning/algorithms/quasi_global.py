@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from cga_lightning.agent import Agent
-from cga_lightning.algorithms.base import Algorithm, Step
 from cga_lightning.algorithms.wrapper import Wrapper
+from cga_lightning.core.agent import Agent
+from cga_lightning.core.algorithm import Algorithm, Step
 
 
 class QuasiGlobalMomentum(Wrapper):
@@ -29,6 +29,7 @@ class QuasiGlobalMomentum(Wrapper):
 
     Raises:
         ValueError: for beta or mu out of range.
+        TypeError: for what is no algorithm.
 
     Source: Lin et al., "Quasi-Global Momentum: Accelerating Decentralized Deep Learning on Heterogeneous Data", ICML
     2021, Algorithm 1.
@@ -51,7 +52,7 @@ class QuasiGlobalMomentum(Wrapper):
             agent.params = torch.sub(agent.params, agent.state["momentum"], alpha=self.beta)
 
     def after_step(self, agent: Agent) -> Step:
-        """The algorithm's, then learn from the change."""
+        """What the algorithm does after the optimizer step; then learn from the change of the whole step."""
         yield from self.algorithm.after_step(agent)
         change = agent.state.pop("start") - agent.params
         momentum = agent.state.get("momentum", torch.zeros_like(change))

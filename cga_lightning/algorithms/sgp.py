@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cga_lightning.agent import Agent
-from cga_lightning.algorithms.base import Algorithm, Step, gossip
+from cga_lightning.core.agent import Agent
+from cga_lightning.core.algorithm import Algorithm, Step, gossip
 
 
 class SGP(Algorithm):
     """Push-sum: averages on directed graphs too, where agents may have more edges in than out.
 
-    Column-stochastic mixing weights keep the sum of all models, but not each model's share in it. So agent j keeps
-    x^j and the push-sum weight w^j, 1 at the start. Gradients are taken, and models evaluated, at the de-biased
-    z^j = x^j / w^j, which is what `agent.params` holds between steps:
+    Column-stochastic mixing weights keep the sum of all models, but not each model's share in it. So agent j keeps the
+    push-sum numerator x^j and the push-sum weight w^j, 1 at the start. Gradients are taken, and models evaluated, at
+    the de-biased z^j = x^j / w^j, which is what `agent.params` holds between steps:
 
         x^j <- x^j - lr * grad F_j(z^j),    (x^j, w^j) <- sum_l pi_jl (x^l, w^l),    z^j = x^j / w^j.
 
@@ -27,17 +27,18 @@ class SGP(Algorithm):
     graphs = "any"
 
     def step(self, agent: Agent) -> Step:
-        """Let the optimizer step from x, with the gradient at z."""
+        """Let the optimizer step from the numerator x, with the gradient at z."""
         agent.params = agent.params * _weight(agent)
         yield from ()
 
     def after_step(self, agent: Agent) -> Step:
-        """Push x and w as one message."""
-        mass = torch.cat([agent.params, _weight(agent)])
-        received = yield gossip(agent, mass)
-        mass = agent.average(mass, received)
-        agent.state["push_sum_weight"] = mass[-1:].clone()
-        agent.params = mass[:-1] / mass[-1:]
+        """Push the numerator x and the weight w as one message, and de-bias."""
+        own = torch.cat([agent.params, _weight(agent)])
+        received = yield gossip(agent, own)
+        total = agent.average(own, received)
+        numerator, weight = total[:-1], total[-1:]
+        agent.state["push_sum_weight"] = weight.clone()
+        agent.params = numerator / weight
 
 
 def _weight(agent: Agent) -> Tensor:

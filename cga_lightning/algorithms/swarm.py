@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 
-from cga_lightning.agent import Agent
-from cga_lightning.algorithms.base import Algorithm, Step
+from cga_lightning.core.agent import Agent
+from cga_lightning.core.algorithm import Algorithm, Step
 from cga_lightning.topology import Topology
 
 
@@ -40,24 +41,30 @@ class SwarmSGD(Algorithm):
         self.seed = seed
 
     def step(self, agent: Agent) -> Step:
-        """Local: the own gradient at the own model."""
+        """No exchange: the optimizer steps from the own model along the own gradient."""
         yield from ()
 
     def after_step(self, agent: Agent) -> Step:
         """Average with the partner, if there is one."""
         if (agent.step + 1) % self.local_steps:
             return
-        partners = draw_partners(agent.topology.at(agent.step), self.pairs, self.seed, agent.step)
+        partners = draw_partners(agent.graph, self.pairs, self.seed, agent.step)
         if agent.rank in partners:
             partner = partners[agent.rank]
             models = yield {partner: agent.params}
             agent.params = (agent.params + models[partner]) / 2
 
 
-@lru_cache(maxsize=8)  # one draw for all simulated agents
 def draw_partners(topology: Topology, pairs: int | None, seed: int, step: int) -> dict[int, int]:
     """The partner of every agent that is drawn at `step`: edges in random order, each taken if both ends are free."""
-    edges = np.argwhere(np.triu(topology.mixing_matrix(), k=1) > 0)
+    return _draw(topology.in_neighbors, topology.agents or 0, pairs, seed, step)
+
+
+@lru_cache(maxsize=8)  # one draw for all simulated agents; a bound method stands for this very topology, not its equals
+def _draw(
+    in_neighbors: Callable[[int], list[int]], agents: int, pairs: int | None, seed: int, step: int
+) -> dict[int, int]:
+    edges = [(rank, other) for rank in range(agents) for other in in_neighbors(rank) if other > rank]
     partners: dict[int, int] = {}
     for first, second in np.random.default_rng([seed, step]).permutation(edges).tolist():
         if len(partners) == 2 * (pairs or len(edges)):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cga_lightning.agent import Agent
-from cga_lightning.algorithms.base import Algorithm, Exchange, Messages, Step
 from cga_lightning.algorithms.wrapper import Wrapper
+from cga_lightning.core.agent import Agent
+from cga_lightning.core.algorithm import Algorithm, Exchange, Messages, Step
 
 
 class WireDtype(Wrapper):
     """Rounds all messages of floating dtype to a shorter one; agents compute, and keep their own model, as before.
 
-    `WireDtype(CGA(compressor=ScaledSign()))` sends models in 16 bits and cross-gradients in one. Gradient tracking and
+    `WireDtype(CGA(compressor="scaled_sign"))` sends models in 16 bits and cross-gradients in one. Gradient tracking and
     SGP on directed graphs rest on sums that rounding does not keep: expect a small bias there.
 
     Args:
@@ -22,6 +22,7 @@ class WireDtype(Wrapper):
 
     Raises:
         ValueError: not a floating dtype.
+        TypeError: for what is no algorithm.
     """
 
     def __init__(self, algorithm: Algorithm, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -35,7 +36,7 @@ class WireDtype(Wrapper):
         return self._rounded(self.algorithm.step(agent))
 
     def after_step(self, agent: Agent) -> Step:
-        """The algorithm's, with rounded messages."""
+        """What the algorithm does after the optimizer step, with rounded messages."""
         return self._rounded(self.algorithm.after_step(agent))
 
     def _rounded(self, running: Step) -> Step:

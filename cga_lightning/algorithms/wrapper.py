@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from cga_lightning.algorithms.base import Algorithm
+from typing import Literal
+
+from cga_lightning.core.algorithm import Algorithm
 from cga_lightning.topology import Topology
 
 
 class Wrapper(Algorithm):
-    """Base of those that change something about `algorithm` and leave the rest to it."""
+    """Base of those that change something about `algorithm` and leave the rest to it.
+
+    Raises:
+        TypeError: `algorithm` is no object of a subclass of `Algorithm`.
+    """
 
     def __init__(self, algorithm: Algorithm) -> None:
+        given: object = algorithm  # which nobody has checked
+        if not isinstance(given, Algorithm):
+            name = type(self).__name__
+            raise TypeError(f"{name} goes around an algorithm, as in {name}(DPSGD()), got {given!r}.")
         self.algorithm = algorithm
 
     @property
     def exchanges(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Those of the algorithm."""
+        """What the wrapped algorithm sends in each exchange of one step."""
         return self.algorithm.exchanges
 
+    @property
+    def graphs(self) -> Literal["undirected", "balanced", "any"]:  # type: ignore[override]
+        """Where the wrapped algorithm runs."""
+        return self.algorithm.graphs
+
+    @property
+    def most_neighbors(self) -> int | None:  # type: ignore[override]
+        """Of how many neighbors the wrapped algorithm can take messages up."""
+        return self.algorithm.most_neighbors
+
     def check(self, topology: Topology) -> None:
-        """As the algorithm does."""
+        """Refuse what the wrapped algorithm refuses; it may have a check of its own."""
         self.algorithm.check(topology)

@@ -13,34 +13,34 @@ from torch import Tensor
 
 
 class Layout(Protocol):
-    """What a compressor must know of flat vectors ``[d]``, e.g. a FlatLayout; s parameters lie in them."""
+    """What a compressor must know of flat vectors `[d]`, e.g. a FlatLayout; s parameters lie in them."""
 
     @property
     def numel(self) -> int:
-        """d, with the zeros between parameters."""
+        """Length d of the vectors, with the zeros between parameters."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the vectors; all are of one dtype."""
+        """The dtype of the vectors; all are of one."""
 
     @property
     def shapes(self) -> Sequence[torch.Size]:
-        """One per parameter."""
+        """The shape of every parameter."""
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """One view into ``flat`` per parameter; what no view covers is zero."""
+        """One view into `flat` per parameter; what no view covers is zero."""
 
 
 class Compressor(ABC):
     """Base of all compressors. Both ends must hold an equal compressor and an equal layout.
 
-    ``fork`` one per directed edge, so that each has its own memory and its own random stream, and save their
-    ``state_dict``. Decompressing needs no state.
+    `fork` one per directed edge, so that each has its own memory and its own random stream, and save their
+    `state_dict`. Decompressing needs no state.
     """
 
     @property
     def needs_feedback(self) -> bool:
-        """Whether it converges only inside :class:`ErrorFeedback`."""
+        """Whether it converges only inside `ErrorFeedback`."""
         return False
 
     @abstractmethod
@@ -49,18 +49,18 @@ class Compressor(ABC):
 
     @abstractmethod
     def compress(self, x: Tensor, layout: Layout) -> Tensor:
-        """Return the message, uint8 ``[wire_size(layout)]``, new memory; ``x`` ``[d]`` stays as it is."""
+        """Return the message, uint8 `[wire_size(layout)]`, new memory; `x` `[d]` stays as it is."""
 
     @abstractmethod
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
-        """Return ``[d]`` of the layout's dtype, zero in the padding, new memory.
+        """Return `[d]` of the layout's dtype, zero in the padding, new memory.
 
         Raises:
-            ValueError: the message is not uint8 ``[wire_size(layout)]``.
+            ValueError: the message is not uint8 `[wire_size(layout)]`.
         """
 
     def compress_with_memory_(self, memory: Tensor, x: Tensor, layout: Layout) -> Tensor:
-        """Return the message for ``memory + x``, and leave in ``memory`` ``[d]`` what it loses, 0 if not finite."""
+        """Return the message for `memory + x`, and leave in `memory` `[d]` what it loses, 0 if not finite."""
         wire = self.compress(memory.add_(x), layout)
         memory.sub_(self.decompress(wire, layout)).nan_to_num_(0.0, 0.0, 0.0)
         return wire
@@ -74,24 +74,24 @@ class Compressor(ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 -- most have none
-        """Take over what ``state_dict`` returned."""
+        """Take over what `state_dict` returned."""
 
     def _check(self, wire: Tensor, layout: Layout) -> None:
         expected = self.wire_size(layout)
         if wire.dtype != torch.uint8 or wire.shape != (expected,):
             raise ValueError(
-                f"{self!r} expects a message of {expected} bytes, got {wire.dtype} {list(wire.shape)}; all "
-                "agents need the same model and the same compressor."
+                f"{self!r} expects a message of {expected} bytes, got {wire.dtype} {list(wire.shape)}; all agents need "
+                "the same model and the same compressor."
             )
 
 
 class RandomCompressor(Compressor):
-    """Base of those that draw at random, a dataclass with a ``seed``; their state is a generator."""
+    """Base of compressors that draw at random: dataclasses with a `seed`, whose state is a generator."""
 
     seed: int
 
     def fork(self, key: int) -> Compressor:
-        """Return a copy that draws from stream ``key`` of this seed."""
+        """Return a copy that draws from stream `key` of this seed."""
         mixed = (self.seed * 0x9E3779B97F4A7C15 + key + 1) % 2**63
         return replace(self, seed=mixed)  # type: ignore[type-var]
 

@@ -13,12 +13,12 @@ _LANES = {
 
 
 def packed_size(count: int, bits: int) -> int:
-    """Bytes that ``count`` codes of ``bits`` (1, 2, 4 or 8) take."""
+    """Bytes that `count` codes of `bits` (1, 2, 4 or 8) take."""
     return -(-count * bits // 8)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack uint8 codes ``[n]`` below ``2**bits`` into uint8 ``[packed_size(n, bits)]``, lowest bits first.
+    """Pack uint8 codes `[n]` below `2**bits` into uint8 `[packed_size(n, bits)]`, lowest bits first.
 
     The codes of one byte are seen as one wide integer; one product brings each to its place in the highest byte.
     """
@@ -33,9 +33,9 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, values: tuple[int, ...], count: int, dtype: torch.dtype) -> Tensor:
-    """Read the first ``count`` codes that :func:`pack` packed; code c becomes ``values[c]``, of ``dtype``.
+    """Read the first `count` codes that `pack` packed; code c becomes `values[c]`, of `dtype`.
 
-    The number of values, ``2**bits``, tells the width of a code. One row of a table is copied per byte.
+    The number of values, `2**bits`, tells the width of a code. One row of a table is copied per byte.
     """
     table = _table(values, dtype, packed.device)
     return table.index_select(0, packed.int()).view(-1)[:count]
@@ -47,7 +47,7 @@ def join(*parts: Tensor) -> Tensor:
 
 
 def split(message: Tensor, *fields: tuple[int, torch.dtype]) -> list[Tensor]:
-    """Take apart what :func:`join` joined, given the length and dtype of each part; the parts are copies."""
+    """Take apart what `join` joined, given the length and dtype of each part; the parts are copies."""
     sizes = [count * dtype.itemsize for count, dtype in fields]
     pieces = zip(torch.split(message, sizes), fields, strict=True)
     return [piece.clone().view(dtype) for piece, (_, dtype) in pieces]
@@ -55,7 +55,7 @@ def split(message: Tensor, *fields: tuple[int, torch.dtype]) -> list[Tensor]:
 
 @lru_cache(maxsize=32)
 def _table(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``[256, codes per byte]``: the values of the codes in every byte."""
+    """`[256, codes per byte]`: the values of the codes in every byte."""
     bits = (len(values) - 1).bit_length()
     codes = torch.arange(256)[:, None] >> torch.arange(0, 8, bits)
     return torch.tensor(values)[codes & (len(values) - 1)].to(device, dtype)

@@ -12,10 +12,10 @@ from cga_lightning.compression.base import Compressor, Layout
 
 
 class ErrorFeedback(Compressor):
-    """Sends later what compression loses: ``p = x + e``, send ``C(p)``, ``e = p - C(p)`` (Karimireddy et al. 2019).
+    """Sends later what compression loses: `p = x + e`, send `C(p)`, `e = p - C(p)` (Karimireddy et al. 2019).
 
-    Give every directed edge its own. What is not finite is forgotten, so that one overflow does not stay in the
-    memory for ever.
+    Give every directed edge its own. What is not finite is forgotten, so that one overflow does not stay in the memory
+    for ever.
 
     Args:
         compressor: the one to wrap.
@@ -29,11 +29,11 @@ class ErrorFeedback(Compressor):
         return f"ErrorFeedback({self.compressor!r})"
 
     def fork(self, key: int) -> ErrorFeedback:
-        """Return one with an empty memory."""
+        """Return an equal one with an empty memory, around a fork of the wrapped compressor."""
         return ErrorFeedback(self.compressor.fork(key))
 
     def wire_size(self, layout: Layout) -> int:
-        """That of the wrapped compressor."""
+        """Bytes of every message: as many as the wrapped compressor takes."""
         return self.compressor.wire_size(layout)
 
     def compress(self, x: Tensor, layout: Layout) -> Tensor:
@@ -42,14 +42,14 @@ class ErrorFeedback(Compressor):
         return self.compressor.compress_with_memory_(self.memory, x, layout)
 
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
-        """That of the wrapped compressor."""
+        """Return `[d]` as the wrapped compressor does; the memory is the sender's alone."""
         return self.compressor.decompress(wire, layout)
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory ``[d]`` (None before the first message; not a copy) and the wrapped compressor's state."""
+        """The memory `[d]` (None before the first message; not a copy) and the wrapped compressor's state."""
         return {"memory": self.memory, "compressor": self.compressor.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over both; the memory is not copied either."""
+        """Take over the memory, not copied, and the wrapped compressor's state."""
         self.memory = state["memory"]
         self.compressor.load_state_dict(state["compressor"])

@@ -32,7 +32,7 @@ class Identity(Compressor):
             object.__setattr__(self, "wire_dtype", name)
 
     def wire_size(self, layout: Layout) -> int:
-        """d elements."""
+        """Bytes of every message: d elements of the dtype on the wire."""
         return layout.numel * self._dtype(layout).itemsize
 
     def compress(self, x: Tensor, layout: Layout) -> Tensor:

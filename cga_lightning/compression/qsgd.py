@@ -14,9 +14,9 @@ from cga_lightning.compression.bits import join, pack, packed_size, split, unpac
 
 @dataclass(frozen=True)
 class QSGD(RandomCompressor):
-    """Stochastic rounding of each bucket to ``2^(bits-1) - 1`` levels of its 2-norm (Alistarh et al. 2017).
+    """Stochastic rounding of each bucket to `2^(bits-1) - 1` levels of its 2-norm (Alistarh et al. 2017).
 
-    Right on average. The variance grows with ``bucket`` and falls with the number of levels.
+    Right on average. The variance grows with `bucket` and falls with the number of levels.
 
     Args:
         bits: per element, with the sign: 2, 4 or 8.
@@ -24,7 +24,7 @@ class QSGD(RandomCompressor):
         seed: of the rounding.
 
     Raises:
-        ValueError: ``bits`` or ``bucket`` is out of range.
+        ValueError: `bits` or `bucket` is out of range.
     """
 
     bits: int = 4
@@ -36,7 +36,7 @@ class QSGD(RandomCompressor):
             raise ValueError(f"QSGD needs bits in (2, 4, 8) and bucket >= 1, got {self!r}.")
 
     def wire_size(self, layout: Layout) -> int:
-        """``bits`` per element and the norms."""
+        """Bytes of every message: `bits` per element, and a norm per bucket."""
         return 4 * self._buckets(layout) + packed_size(self._padded(layout), self.bits)
 
     def compress(self, x: Tensor, layout: Layout) -> Tensor:

@@ -17,7 +17,7 @@ _operators: Any = torch.ops.cga_lightning  # those of csrc/cpu/signs.cpp, if it 
 
 @dataclass(frozen=True)
 class ScaledSign(Compressor):
-    """One bit per element, and their mean modulus: ``(||p||_1 / n) sign(p)`` (Karimireddy et al. 2019).
+    """One bit per element, and their mean modulus: `(||p||_1 / n) sign(p)` (Karimireddy et al. 2019).
 
     This is the compressor of CompCGA. The n elements that share a scale are a parameter, or each bucket of a larger one
     (Zheng et al. 2019): where whole rows of a gradient vanish, as those of a ReLU that is off, a scale of the whole
@@ -29,7 +29,7 @@ class ScaledSign(Compressor):
         bucket: the most elements of a parameter that share a scale; None for no limit.
 
     Raises:
-        ValueError: ``bucket`` is less than 1.
+        ValueError: `bucket` is less than 1.
     """
 
     per_layer: bool = True
@@ -41,7 +41,7 @@ class ScaledSign(Compressor):
             raise ValueError(f"ScaledSign needs bucket >= 1 or None, got {self.bucket}.")
 
     def wire_size(self, layout: Layout) -> int:
-        """d bits and the scales."""
+        """Bytes of every message: one bit per element, and the scales."""
         return _SCALE.itemsize * self._scales(layout) + packed_size(layout.numel, 1)
 
     def compress(self, x: Tensor, layout: Layout) -> Tensor:
@@ -54,7 +54,7 @@ class ScaledSign(Compressor):
         return join(scales.to(_SCALE), pack(x.signbit().view(torch.uint8), 1))
 
     def compress_with_memory_(self, memory: Tensor, x: Tensor, layout: Layout) -> Tensor:
-        """In two passes over memory where that is compiled, see `Compressor`."""
+        """Return the message for `memory + x`, as every `Compressor`; two passes over memory where that is compiled."""
         if not _is_compiled(memory):
             return super().compress_with_memory_(memory, x, layout)
         parts = self._parts(memory, layout)
@@ -87,7 +87,7 @@ class ScaledSign(Compressor):
         return [rows for part in layout.views(x) for rows in _buckets(part.view(-1), self.bucket)]
 
     def _parts(self, x: Tensor, layout: Layout) -> Tensor:
-        """Where the buckets lie in x: starts and sizes, int64 ``[2, buckets]``."""
+        """Where the buckets lie in x: starts and sizes, int64 `[2, buckets]`."""
         rows = [(part.storage_offset() - x.storage_offset(), *part.shape) for part in self._rows(x, layout)]
         starts = [torch.arange(first, first + count * size, size) for first, count, size in rows]
         sizes = [torch.full((count,), size) for _, count, size in rows]

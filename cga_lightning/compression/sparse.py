@@ -15,10 +15,10 @@ from cga_lightning.compression.bits import join, split
 
 @dataclass(frozen=True)
 class TopK(Compressor):
-    """The ``ratio * d`` elements largest in modulus, with their positions.
+    """The `ratio * d` elements largest in modulus, with their positions.
 
     Raises:
-        ValueError: ``ratio`` is not in (0, 1].
+        ValueError: `ratio` is not in (0, 1].
     """
 
     ratio: float = 0.01
@@ -28,7 +28,7 @@ class TopK(Compressor):
         _check_ratio(self)
 
     def wire_size(self, layout: Layout) -> int:
-        """A value and an int32 position per element kept."""
+        """Bytes of every message: a value and an int32 position per element kept."""
         return _kept(self.ratio, layout) * (layout.dtype.itemsize + 4)
 
     def compress(self, x: Tensor, layout: Layout) -> Tensor:
@@ -46,11 +46,11 @@ class TopK(Compressor):
 
 @dataclass(frozen=True)
 class RandomK(RandomCompressor):
-    """``k = ratio * d`` elements drawn at random; two numbers in the message tell their positions.
+    """`k = ratio * d` elements drawn at random; two numbers in the message tell their positions.
 
-    Position i < k is ``(a i + b) mod P``, with P the first prime >= d, and a, b drawn for each message. Any
-    two positions are as independent as in a random permutation, so mean and variance are the same. Of the k,
-    those that fall in [d, P) carry nothing.
+    Position i < k is `(a i + b) mod P`, with P the first prime >= d, and a, b drawn for each message. Any two positions
+    are as independent as in a random permutation, so mean and variance are the same. Of the k, those that fall in
+    [d, P) carry nothing.
 
     Args:
         ratio: k / d.
@@ -58,7 +58,7 @@ class RandomK(RandomCompressor):
         scaled: multiply by P / k, which makes the result right on average; False is for error feedback.
 
     Raises:
-        ValueError: ``ratio`` is not in (0, 1].
+        ValueError: `ratio` is not in (0, 1].
     """
 
     ratio: float = 0.01
@@ -70,11 +70,11 @@ class RandomK(RandomCompressor):
 
     @property
     def needs_feedback(self) -> bool:
-        """Unless it is scaled."""
+        """Whether it converges only inside `ErrorFeedback`: unless it is scaled."""
         return not self.scaled
 
     def wire_size(self, layout: Layout) -> int:
-        """Two int64, and a value per element kept."""
+        """Bytes of every message: two int64, and a value per element kept."""
         return 16 + _kept(self.ratio, layout) * layout.dtype.itemsize
 
     def compress(self, x: Tensor, layout: Layout) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-MAX_ROWS = 64
+MOST_ROWS = 64  # so many cross-gradients at most; the kernels have room for no more
 # Ridge relative to the squared norm of a row: above the rounding of the gradients, below what matters to
 # training. float64 needs it only where cross-gradients are dependent to 1e-12, and there the exact solution
 # jumps with the last bit of the data.
@@ -34,18 +34,18 @@ def arguments(
     offsets: Tensor | None,
     eps: float | None,
 ) -> Arguments:
-    """Check all arguments of ``project`` or ``project_``."""
+    """Check all arguments of `project` or `project_`."""
     listed = rows(operator, cross, own)
     margin, ridge = scalars(operator, margin, eps, own.dtype)
     return Arguments(listed, bounds(operator, offsets, own.numel()), margin, ridge)
 
 
 def rows(operator: str, cross: Tensor | Sequence[Tensor], own: Tensor, name: str = "cross") -> list[Tensor]:
-    """Return the K cross-gradients as a list of [d] tensors that agree with ``own`` [d]."""
+    """Return the K cross-gradients as a list of [d] tensors that agree with `own` [d]."""
     _check_own(own, operator)
     listed = _listed(cross, operator)
-    if not 1 <= len(listed) <= MAX_ROWS:
-        raise ValueError(f"{operator}: {name} must have 1 to {MAX_ROWS} rows, found {len(listed)}.")
+    if not 1 <= len(listed) <= MOST_ROWS:
+        raise ValueError(f"{operator}: {name} must have 1 to {MOST_ROWS} rows, found {len(listed)}.")
     for index, row in enumerate(listed):
         _check_row(row, own, f"{name}[{index}]", operator)
     return listed
@@ -77,7 +77,7 @@ def bounds(operator: str, given: Tensor | None, length: int) -> Tensor:
 
 
 def disjoint(operator: str, listed: list[Tensor], own: Tensor) -> None:
-    """Check that no row shares memory with ``own``, which is about to be overwritten."""
+    """Check that no row shares memory with `own`, which is about to be overwritten."""
     start, stop = _extent(own)
     for index, row in enumerate(listed):
         first, last = _extent(row)
@@ -89,16 +89,16 @@ def products(operator: str, given: Tensor) -> None:
     """Check inner products [s, K + 1, K + 1]."""
     if given.dtype != torch.float64:
         raise TypeError(f"{operator}: products must be float64, found {given.dtype}.")
-    if given.dim() != 3 or given.shape[1] != given.shape[2] or not 2 <= given.shape[1] <= MAX_ROWS + 1:
+    if given.dim() != 3 or given.shape[1] != given.shape[2] or not 2 <= given.shape[1] <= MOST_ROWS + 1:
         raise ValueError(
-            f"{operator}: products must have shape [s, K + 1, K + 1] with 1 <= K <= {MAX_ROWS}, "
+            f"{operator}: products must have shape [s, K + 1, K + 1] with 1 <= K <= {MOST_ROWS}, "
             f"found {list(given.shape)}."
         )
     _check_contiguous(given, "products", operator)
 
 
 def dual(operator: str, given: Tensor, own: Tensor, segments: int, count: int) -> None:
-    """Check weights [s, K] for the segments of ``own``."""
+    """Check weights [s, K] for the segments of `own`."""
     if given.dtype != torch.float64:
         raise TypeError(f"{operator}: dual must be float64, found {given.dtype}.")
     if list(given.shape) != [segments, count]:

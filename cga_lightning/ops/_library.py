@@ -1,4 +1,4 @@
-"""The operators of ``torch.ops.cga_lightning``: schemas, fake kernels, the compiled library, the fallback.
+"""The operators of `torch.ops.cga_lightning`: schemas, fake kernels, the compiled library, the fallback.
 
 Schemas are defined here, so that the operators exist with and without a compiled library. A compiled library
 adds kernels under its dispatch key; every other device is served by the plain torch kernels below.
@@ -42,7 +42,7 @@ def load(name: str, device: str, backend: str) -> None:
     Args:
         name: file name up to its first dot.
         device: type of device that it serves.
-        backend: what :func:`backend` calls it.
+        backend: what `backend` calls it.
 
     """
     package = Path(__file__).parent.parent
@@ -130,8 +130,7 @@ def _fake_project(
 
 
 def _define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Define an operator with a kernel for every device that has no compiled one. It is not
-    differentiable."""
+    """Define an operator with a kernel for every device that has no compiled one. It is not differentiable."""
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, kernel, "CompositeExplicitAutograd")

@@ -1,6 +1,6 @@
 """The CUDA kernels without a compiled extension: CuPy compiles the same source at run time.
 
-For machines with a GPU but no CUDA toolkit: ``pip install cga-lightning[cupy]``. Nothing is copied: a launch
+For machines with a GPU but no CUDA toolkit: `pip install cga-lightning[cupy]`. Nothing is copied: a launch
 gets the addresses of torch's tensors and runs on torch's current stream. CuPy keeps what it compiled on disk.
 """
 
@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cga_lightning.ops._plan import Addresses, Device, Launch, Plan
+from cga_lightning.ops._plan import EXACT_BELOW, SHARED_WITHOUT_ASKING, Addresses, Device, Launch, Plan
 
 TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64"}
 # Number of the kernels of a type in csrc/kernels/kernels.cuh; 0: those that no type concerns.
 UNITS = {"f32": 1, "f16": 2, "bf16": 3, "f64": 4}
 OPTIONS = ("-std=c++17",)
-_WITHOUT_ASKING = 48 * 1024  # bytes of shared memory
 
 
 def missing() -> str | None:
@@ -35,7 +34,7 @@ def missing() -> str | None:
 def gram(rows: Sequence[Tensor], own: Tensor, offsets: Tensor, *, exact: bool = False) -> Tensor:
     """Return the inner products of rows and own in each segment, [s, K + 1, K + 1] float64."""
     products = own.new_empty((offsets.numel() - 1, len(rows) + 1, len(rows) + 1), dtype=torch.float64)
-    _run("products", rows, own, offsets, gram=products, exact=exact, ridge=1e-6)
+    _run("products", rows, own, offsets, gram=products, exact=exact, ridge=EXACT_BELOW)
     return products
 
 
@@ -51,12 +50,12 @@ def solve(products: Tensor, margin: float, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def combine_(rows: Sequence[Tensor], own: Tensor, offsets: Tensor, dual: Tensor) -> None:
-    """Add the weighted rows to ``own`` [d]; a row of weight 0 is not read."""
+    """Add the weighted rows to `own` [d]; a row of weight 0 is not read."""
     _run("combine", rows, own, offsets, dual=dual)
 
 
 def project_(rows: Sequence[Tensor], own: Tensor, offsets: Tensor, margin: float, eps: float) -> tuple[Tensor, Tensor]:
-    """Overwrite ``own`` [d] with its projection; return v [s, K] float64 and the status [s] int32."""
+    """Overwrite `own` [d] with its projection; return v [s, K] float64 and the status [s] int32."""
     dual, status = _results(own, offsets.numel() - 1, len(rows))
     _run("project", rows, own, offsets, dual=dual, status=status, margin=margin, ridge=eps)
     return dual, status
@@ -123,7 +122,7 @@ def _launch(launches: Sequence[Launch], tensor: Tensor) -> None:
         for launch in launches:
             unit = UNITS.get(launch.kernel.rpartition("_")[2], 0)
             kernel = _module(unit).get_function(launch.kernel)
-            if launch.shared_bytes > _WITHOUT_ASKING:
+            if launch.shared_bytes > SHARED_WITHOUT_ASKING:
                 kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
             arguments = tuple(_by_value(argument) for argument in launch.arguments)
             kernel((launch.grid,), (launch.block,), arguments, shared_mem=launch.shared_bytes)

@@ -1,7 +1,7 @@
 """What a projection launches on a CUDA device: kernels, grids, shared memory, arguments and workspace.
 
-Arithmetic on numbers and addresses, without torch, CuPy or a device: the CuPy path launches it, the tests
-run it on the CPU, and ``csrc/cuda/plan.h`` is its twin for the extension (a test holds the two together).
+Arithmetic on numbers and addresses, without torch, CuPy or a device: the CuPy path launches it, the tests run it on the
+CPU, and `csrc/cuda/plan.h` is its twin for the extension (a test holds the two together).
 """
 
 import ctypes
@@ -15,6 +15,8 @@ SLOTS_PER_GROUP = 32
 TABLE_VALUES = 384
 ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "f64": 8}
 SOLVE, COMBINE = 1, 2  # what a Gram kernel goes on to do
+EXACT_BELOW = 1e-6  # below this ridge the rounding of a float32 product would decide which rows are dependent
+SHARED_WITHOUT_ASKING = 48 * 1024  # bytes of shared memory; a kernel has to ask for more
 
 # Shortest slot, in columns: enough work for a block, and a multiple of every vector and warp step.
 _SLOT_UNIT = 4096
@@ -23,15 +25,19 @@ _SLOTS = 1024
 _MANY_ROWS, _LONGEST_SLOT = 40, 4  # in units
 # Below this, one cooperative launch saves more than a second pass with more blocks gains.
 _COOPERATIVE_BYTES = 20_000_000
-# Below this ridge the rounding of a float32 product would decide which cross-gradients are dependent.
-_EXACT_BELOW = 1e-6
+# A Schur complement below this is rounding: the row depends on the active ones.
 _DEPENDENT = 1e-14
-_COMBINE_THREADS = 256
-_ALIGNMENT = 16
+_ALIGNMENT = 16  # bytes of a vector load
+_ARRAY_ALIGNMENT = 256  # bytes, in the workspace
+_FLAG_BYTES = 16  # of shared memory, before what a kernel works in
+_TILE = 8  # rows on a side of a block of products
+_WARP = 32
+_ROWS_THREADS, _MMA_THREADS, _TILE_THREADS = 256, 128, 256
+_PREPARE_THREADS, _SOLVE_THREADS, _COMBINE_THREADS = 256, 256, 256
 
 
 class Problem(ctypes.Structure):
-    """The argument of every kernel; ``csrc/kernels/problem.cuh`` declares the same bytes."""
+    """The argument of every kernel; `csrc/kernels/problem.cuh` declares the same bytes."""
 
     _fields_ = [
         ("rows", ctypes.c_uint64 * ROW_ADDRESSES),
@@ -44,7 +50,7 @@ class Problem(ctypes.Structure):
 
 
 class Table(ctypes.Structure):
-    """A piece of the segment table, the second argument of ``prepare``."""
+    """A piece of the segment table, the second argument of `prepare`."""
 
     _fields_ = [
         ("first", ctypes.c_int64),
@@ -72,7 +78,7 @@ class Device(NamedTuple):
 
 
 class Addresses(NamedTuple):
-    """Device addresses. ``gram`` may be 0: the matrices are then kept in the workspace."""
+    """Device addresses. `gram` may be 0: the matrices are then kept in the workspace."""
 
     rows: Sequence[int]
     own: int
@@ -156,20 +162,23 @@ class Plan:
     def gram(self) -> _Gram:
         """The kernel that forms the inner products."""
         rows = self.cross + 1
-        if self.dtype == "f64" or self.exact or self.ridge < _EXACT_BELOW or not self.aligned:
+        if self.dtype == "f64" or self.exact or self.ridge < EXACT_BELOW or not self.aligned:
             return self._tile("exact")
         if rows <= 9:
             wide = next(size for size in (3, 5, 9) if rows <= size)
-            return _Gram(f"gram_rows{wide}_{self.dtype}", 256, 8 * 8 * wide * (wide + 1) // 2)
+            totals = _ROWS_THREADS // _WARP * wide * (wide + 1) // 2
+            return _Gram(f"gram_rows{wide}_{self.dtype}", _ROWS_THREADS, 8 * totals)
         if self.device.capability < (8, 0):
             return self._tile("tile")
-        blocks = next(size for size in (2, 3, 5, 9) if rows <= 8 * size)
+        blocks = next(size for size in (2, 3, 5, 9) if rows <= _TILE * size)
         tiles = (blocks // 2) * (blocks - blocks // 2 + 1) + blocks % 2
-        return _Gram(f"gram_mma{blocks}_{self.dtype}", 128, 4 * tiles * 128 * (4 if blocks == 9 else 8))
+        totals = _MMA_THREADS // _WARP * tiles * 2 * _TILE * _TILE
+        return _Gram(f"gram_mma{blocks}_{self.dtype}", _MMA_THREADS, totals * (4 if blocks == 9 else 8))
 
     def _tile(self, kind: str) -> _Gram:
-        blocks = self.cross // 8 + 1
-        return _Gram(f"gram_{kind}_{self.dtype}", 256, 8 * 64 * 8, blocks * (blocks + 1) // 2)
+        blocks = self.cross // _TILE + 1
+        totals = _TILE_THREADS // _WARP * _TILE * _TILE
+        return _Gram(f"gram_{kind}_{self.dtype}", _TILE_THREADS, 8 * totals, blocks * (blocks + 1) // 2)
 
     @property
     def cooperative(self) -> bool:
@@ -194,7 +203,7 @@ class Plan:
         layout, end = {}, 0
         for name, size in sizes.items():
             layout[name] = (end, size)
-            end += -(-size // 256) * 256
+            end += -(-size // _ARRAY_ALIGNMENT) * _ARRAY_ALIGNMENT
         return layout
 
     @property
@@ -220,7 +229,7 @@ class Plan:
         problem.gram = self.addresses.gram or problem.gram
         problem.margin, problem.ridge = self.margin, self.ridge
         # A ridge keeps every Schur complement above it; far below it there is only rounding.
-        problem.floor = max(_DEPENDENT, self.ridge / 4 if self.ridge >= _EXACT_BELOW else 0.0)
+        problem.floor = max(_DEPENDENT, self.ridge / 4 if self.ridge >= EXACT_BELOW else 0.0)
         problem.slot_length, problem.slots = self.slot_length, self.slots
         problem.cross, problem.segments = self.cross, self.segments
         problem.phases, problem.aligned = phases, self.aligned
@@ -238,7 +247,7 @@ class Plan:
 
     def solve(self) -> list[Launch]:
         """Return the launch that solves the quadratic programs of given inner products."""
-        return [Launch("solve", self.segments, 256, self._solver_bytes, (self.problem(SOLVE),))]
+        return [Launch("solve", self.segments, _SOLVE_THREADS, self._solver_bytes, (self.problem(SOLVE),))]
 
     def combine(self) -> list[Launch]:
         """Return the launches that add the weighted rows to the own gradient."""
@@ -250,20 +259,20 @@ class Plan:
         for first in range(0, len(values), TABLE_VALUES):
             part = values[first : first + TABLE_VALUES]
             table = Table(first, len(part), (ctypes.c_int64 * TABLE_VALUES)(*part))
-            launches.append(Launch("prepare", 1, 256, 0, (self.problem(0), table)))
+            launches.append(Launch("prepare", 1, _PREPARE_THREADS, 0, (self.problem(0), table)))
         return launches
 
     def _gram_launch(self, phases: int) -> Launch:
         together = bool(phases & COMBINE)
-        shared = 16 + max(self.gram.work_bytes, self._solver_bytes, self._combine_bytes)
+        shared = _FLAG_BYTES + max(self.gram.work_bytes, self._solver_bytes, self._combine_bytes)
         # The registers of these kernels allow two blocks on a processor, and so does this much shared memory.
-        resident = self.device.processors * (2 if shared <= 48 * 1024 else 1)
+        resident = self.device.processors * (2 if shared <= SHARED_WITHOUT_ASKING else 1)
         grid = min(self.slots, resident) if together else self.slots * self.gram.tiles
         return Launch(self.gram.kernel, grid, self.gram.threads, shared, (self.problem(phases),), together)
 
     def _combine_launch(self) -> Launch:
-        kernel = f"combine_{self.dtype}"
-        return Launch(kernel, self.slots, _COMBINE_THREADS, 16 + self._combine_bytes, (self.problem(COMBINE),))
+        kernel, shared = f"combine_{self.dtype}", _FLAG_BYTES + self._combine_bytes
+        return Launch(kernel, self.slots, _COMBINE_THREADS, shared, (self.problem(COMBINE),))
 
     @property
     def _solver_bytes(self) -> int:

@@ -6,6 +6,7 @@ matrices, and makes about as many steps as rows are active in the end. Each step
 from the given numbers, so that no rounding accumulates.
 """
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import torch
@@ -17,10 +18,20 @@ from torch import Tensor
 _DEPENDENT = 1e-14
 _OPTIMAL = -1e-12
 _OPTIMAL_PER_WEIGHT = -1e-14
+# Iteration cap of a problem of K rows: so many steps for each, and so many more.
+_STEPS_PER_ROW, _STEPS_MORE = 10, 20
+
+
+class Status(IntEnum):
+    """How the program of a segment was solved."""
+
+    EXACT = 0
+    ITERATION_CAP = 1
+    NON_FINITE = 2  # rows with NaN or Inf were excluded
 
 
 class _Problem(NamedTuple):
-    """``s`` problems min over w >= 0 of 1/2 w'Aw + q'w with unit diagonal (plus ridge) and max |q| = 1."""
+    """`s` problems min over w >= 0 of 1/2 w'Aw + q'w with unit diagonal (plus ridge) and max |q| = 1."""
 
     matrix: Tensor  # A, [s, K, K]
     linear: Tensor  # q, [s, K]
@@ -36,7 +47,7 @@ def solve(gram: Tensor, margin: float, eps: float) -> tuple[Tensor, Tensor]:
         eps: ridge relative to the diagonal of H.
 
     Returns:
-        v [s, K] float64 and status [s] int32 (0 exact, 1 iteration cap, 2 non-finite rows were excluded).
+        v [s, K] float64 and a `Status` for each segment, [s] int32.
 
     """
     finite = gram.diagonal(dim1=1, dim2=2).isfinite()
@@ -44,8 +55,8 @@ def solve(gram: Tensor, margin: float, eps: float) -> tuple[Tensor, Tensor]:
     problem = _scaled(gram, usable, margin, eps)
     weights, converged = _lawson_hanson(problem.matrix, problem.linear)
     dual = torch.where(usable, margin + problem.unit * weights, 0.0)
-    status = torch.where(finite.all(1), (~converged).int(), 2)
-    return dual, status.int()
+    solved = torch.where(converged, Status.EXACT, Status.ITERATION_CAP)
+    return dual, torch.where(finite.all(1), solved, Status.NON_FINITE).int()
 
 
 def _scaled(gram: Tensor, usable: Tensor, margin: float, eps: float) -> _Problem:
@@ -76,7 +87,7 @@ def _lawson_hanson(matrix: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
     weights = torch.zeros_like(linear)
     active = torch.zeros_like(linear, dtype=torch.bool)
     moving = active[:, 0]
-    for _ in range(10 * linear.shape[1] + 20):
+    for _ in range(_STEPS_PER_ROW * linear.shape[1] + _STEPS_MORE):
         step = _eliminate(matrix, linear, active)
         weights, leave, blocked = _advance(weights, step.target, active)
         enter, found = _most_violated(step, weights, active)

@@ -1,6 +1,6 @@
 """The projection in plain torch, on any device and dtype: the specification of every compiled backend.
 
-Three parts: :func:`gram` reads every element once, ``_qp.solve`` works on K x K numbers, :func:`combine_`
+Three parts: `gram` reads every element once, `_qp.solve` works on K x K numbers, `combine_`
 reads only the rows with a weight. On CUDA nothing here waits for the device.
 """
 
@@ -22,7 +22,7 @@ _FLOAT32_SAFE = (2.0**-96, 2.0**96)
 
 
 def project_(rows: list[Tensor], own: Tensor, offsets: Tensor, margin: float, eps: float) -> tuple[Tensor, Tensor]:
-    """Overwrite ``own`` [d] with its projection; return v [s, K] float64 and the status [s] int32."""
+    """Overwrite `own` [d] with its projection; return v [s, K] float64 and the status [s] int32."""
     with torch.no_grad(), torch.autocast(own.device.type, enabled=False):
         dual, status = solve(gram(rows, own, offsets), margin, eps)
         combine_(rows, own, offsets, dual)
@@ -52,15 +52,14 @@ def gram(rows: list[Tensor], own: Tensor, offsets: Tensor) -> Tensor:
 
 
 def combine_(rows: list[Tensor], own: Tensor, offsets: Tensor, dual: Tensor) -> None:
-    """Add the weighted rows to ``own`` [d]; a row of weight 0 is not read (on CUDA: read, and not used)."""
+    """Add the weighted rows to `own` [d]; a row of weight 0 is not read (on CUDA: read, and not used)."""
     add = _add_on_cpu if own.is_cpu else _add_masked
     for segment, (start, stop) in enumerate(pairwise(offsets.tolist())):
         add([row[start:stop] for row in rows], own[start:stop], dual[segment])
 
 
 def _slice_products(rows: list[Tensor], start: int, block: Tensor) -> Tensor:
-    """Return the inner products over the slices of ``block`` [K + 1, slices, width], filled from
-    ``start``."""
+    """Return the inner products over the slices of `block` [K + 1, slices, width], filled from `start`."""
     for target, row in zip(block.flatten(1), rows, strict=True):
         target.copy_(row[start : start + len(target)])
     sliced = block.transpose(0, 1)

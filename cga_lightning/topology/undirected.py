@@ -9,8 +9,8 @@ from math import isqrt, log
 
 import numpy as np
 
-from cga_lightning.topology.base import Edge, Topology, hops, powers_of_two
-from cga_lightning.topology.mixing import connected
+from cga_lightning.topology.base import Topology, hops, powers_of_two
+from cga_lightning.topology.links import Edge, Links
 
 
 class Ring(Topology):
@@ -31,13 +31,13 @@ class Complete(Topology):
 
 @dataclass(frozen=True, repr=False)
 class Bipartite(Topology):
-    """Complete bipartite graph: the first ``left`` agents against all others.
+    """Complete bipartite graph: the first `left` agents against all others.
 
     The default is the graph of the published CGA experiments, agents 0 and 1 against the rest. Two agents are
     always one against one.
 
     Raises:
-        ValueError: ``left`` leaves one side empty.
+        ValueError: `left` leaves one side empty.
     """
 
     left: int = 2
@@ -52,14 +52,14 @@ class Bipartite(Topology):
 
 @dataclass(frozen=True, repr=False)
 class Torus(Topology):
-    """Grid of ``rows`` x N/rows agents with wrap-around; up to 4 neighbors each.
+    """Grid of `rows` x N/rows agents with wrap-around; up to 4 neighbors each.
 
     Args:
         agents: number N of agents.
         rows: a divisor of N; by default the largest up to sqrt(N). A prime N gives one row, which is a ring.
 
     Raises:
-        ValueError: ``rows`` does not divide N.
+        ValueError: `rows` does not divide N.
     """
 
     rows: int | None = None
@@ -87,12 +87,12 @@ class Exponential(Topology):
 
 @dataclass(frozen=True, repr=False)
 class ErdosRenyi(Topology):
-    """Random graph: each pair is an edge with probability ``p``, drawn anew until the graph is connected.
+    """Random graph: each pair is an edge with probability `p`, drawn anew until the graph is connected.
 
     The same arguments give the same graph everywhere.
 
     Raises:
-        ValueError: ``p`` is not in (0, 1], or no connected graph in 100 draws.
+        ValueError: `p` is not in (0, 1], or no connected graph in 100 draws.
     """
 
     p: float = 0.5
@@ -104,9 +104,9 @@ class ErdosRenyi(Topology):
             raise ValueError(f"ErdosRenyi needs 0 < p <= 1, got p={self.p}.")
         generator = np.random.default_rng(self.seed)
         for _ in range(100):
-            links = np.triu(generator.random((agents, agents)) < self.p, k=1)
-            if connected(links | links.T):
-                return list(zip(*(axis.tolist() for axis in np.nonzero(links)), strict=True))
+            pairs = np.argwhere(np.triu(generator.random((agents, agents)) < self.p, k=1))
+            if Links.among(agents, pairs, both_ways=True).connected:
+                return [(first, second) for first, second in pairs.tolist()]
         raise ValueError(
             f"ErdosRenyi drew no connected graph of {agents} agents in 100 draws with p={self.p};"
             f" raise p above ln(N)/N = {log(agents) / agents:.2g}."

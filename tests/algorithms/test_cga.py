@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from cga_lightning import CGA, DPSGD, Algorithm, Complete
-from cga_lightning.agent import Agent
 from cga_lightning.algorithms import Exchange, from_name
-from cga_lightning.flat import FlatLayout
+from cga_lightning.core import Agent, FlatLayout
 
 OWN = torch.tensor([1.0, 0.0, 0.0])
 CROSS = {1: torch.tensor([-1.0, 1.0, 0.0]), 2: torch.tensor([0.0, 1.0, 1.0])}
@@ -84,5 +83,12 @@ def test_bad_settings_are_refused(options: dict, message: str) -> None:
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="Unknown algorithm 'cgd'; choose one of 'cga'"):
+    with pytest.raises(ValueError, match="Unknown algorithm 'cgd'; known: cga, compcga, .*, or pass an algorithm"):
         from_name("cgd")
+
+
+def test_it_takes_as_many_neighbors_as_the_projection_takes_rows() -> None:
+    CGA().check(Complete(65))
+    with pytest.raises(ValueError, match=r"at most 64 neighbors, but agent 0 of Complete\(66\) has 65"):
+        CGA().check(Complete(66))
+    DPSGD().check(Complete(66))

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import nn
 
 import cga_lightning as cga
-from cga_lightning.agent import Agent
-from cga_lightning.communication import LocalCommunicator
-from cga_lightning.compression import Compressor, ErrorFeedback, Identity
+from cga_lightning.compression import COMPRESSORS as NAMES
+from cga_lightning.compression import Compressor, ErrorFeedback, Identity, from_name
+from cga_lightning.core import Agent, LocalCommunicator
 from tests.quadratics import Quadratics, train
 from tests.toys import QUIET, Classifier, OwnData, one_class_each
 
@@ -131,3 +131,50 @@ def test_a_shorter_float_on_the_wire_is_one_more_compressor() -> None:
         for algorithm in (cga.CGA(compressor=Identity("float32")), cga.CGA())
     )
     assert 0 < float((shorter - exact).abs().max()) < 1e-5
+
+
+COMPRESSED = pytest.mark.parametrize("algorithm", [cga.CGA, cga.NGC])
+
+
+@COMPRESSED
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_stands_for_the_compressor_with_its_defaults(algorithm: type[cga.CGA | cga.NGC], name: str) -> None:
+    assert algorithm(compressor=name).compressor == from_name(name)
+
+
+@COMPRESSED
+@pytest.mark.parametrize(
+    "compressor, error, message",
+    [
+        ("zip", ValueError, "Unknown compressor 'zip'; known: identity, scaled_sign, .*, or pass a compressor of your"),
+        (cga.ScaledSign, TypeError, "compressor must be a name or an object of a subclass of Compressor, got <class"),
+        (16, TypeError, "compressor must be a name or an object of a subclass of Compressor, got 16"),
+    ],
+)
+def test_other_compressors_are_refused(
+    algorithm: type[cga.CGA | cga.NGC], compressor: object, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        algorithm(compressor=compressor)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--algorithm=CGA", "--algorithm.compressor=scaled_sign"], cga.CGA(compressor=cga.ScaledSign())),
+        (
+            ["--algorithm=NGC", "--algorithm.compressor=QSGD", "--algorithm.compressor.bits=8"],
+            cga.NGC(compressor=cga.QSGD(8)),
+        ),
+        (["--algorithm=CGA"], cga.CGA()),
+        (["--algorithm=compngc"], "compngc"),
+    ],
+)
+def test_command_line_builds_algorithms(arguments: list[str], expected: cga.Algorithm | str) -> None:
+    jsonargparse = pytest.importorskip("jsonargparse")
+    command_line = getattr(jsonargparse, "auto_cli", None) or jsonargparse.CLI
+
+    def run(algorithm: cga.Algorithm | str = "cga") -> cga.Algorithm | str:
+        return algorithm
+
+    assert repr(command_line(run, args=arguments)) == repr(expected)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cga_lightning import NGC, Complete, Ring
-from cga_lightning.communication import LocalCommunicator
+from cga_lightning.core.communication import LocalCommunicator
 from tests.quadratics import Quadratics, train
 
 

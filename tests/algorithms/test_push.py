@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cga_lightning import CGA, DPSGD, SGP, DirectedRing, OnePeerExponential, Ring, Topology
-from cga_lightning.agent import Agent
-from cga_lightning.communication import LocalCommunicator
+from cga_lightning.core import Agent
+from cga_lightning.core.communication import LocalCommunicator
 from tests.quadratics import Quadratics, consensus_distance, train
 
 

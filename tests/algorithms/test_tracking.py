@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cga_lightning import DPSGD, Bipartite, Complete, DirectedRing, GradientTracking, OnePeerExponential, Ring, Topology
-from cga_lightning.communication import LocalCommunicator
+from cga_lightning.core import LocalCommunicator, OwnGradient, StepDriver
 from tests.quadratics import Quadratics, train
 
 TOPOLOGIES = [Complete(5), Ring(5), Bipartite(5), DirectedRing(5), OnePeerExponential(5)]
@@ -47,16 +47,39 @@ def test_the_trackers_sum_up_to_the_gradients() -> None:
             agent.params -= 0.05 * agent.grad
 
 
+def scaled(gradient: torch.Tensor) -> OwnGradient:
+    """A gradient of half precision, as it is where the loss scale has fallen to 1."""
+    return OwnGradient([gradient], lambda: gradient, torch.amp.GradScaler("cpu", init_scale=1.0))
+
+
 def test_an_overflow_is_seen_and_not_remembered() -> None:
-    problem, communicator, algorithm = Quadratics(3, heterogeneity=1.0), LocalCommunicator(), GradientTracking()
+    problem = Quadratics(3, heterogeneity=1.0)
     agents = problem.agents(Ring(3))
+    driver = StepDriver(GradientTracking(), agents, LocalCommunicator())
     for overflow in (False, True, False):
-        for agent in agents:
-            agent.grad = agent.gradient(at=agent.params)
+        gradients = [agent.gradient(at=agent.params) for agent in agents]
+        total = sum(gradients[1:]) if overflow else sum(gradients)
         if overflow:
-            agents[0].grad[2] = float("inf")
-        total = sum(agent.grad for agent in agents)
-        communicator.open_step(0, algorithm.exchanges)
-        communicator.run([algorithm.step(agent) for agent in agents])
-        assert [bool(agent.grad.isfinite().all()) for agent in agents] == [not overflow, True, True]
-    torch.testing.assert_close(sum(agent.grad for agent in agents), total)
+            gradients[0][2] = float("inf")
+        driver.begin()
+        directions = driver.finish([scaled(gradient) for gradient in gradients])
+        driver.end()
+        assert [bool(direction.isfinite().all()) for direction in directions] == [not overflow, True, True]
+        assert bool(directions[0].isnan().all()) == overflow
+        torch.testing.assert_close(sum(agent.state["tracker"] for agent in agents), total)
+
+
+def test_what_happens_to_gradient_and_direction_later_is_not_remembered() -> None:
+    """Optimizers and clipping change both in place."""
+    problem = Quadratics(3, heterogeneity=1.0)
+    agents = problem.agents(Ring(3))
+    driver = StepDriver(GradientTracking(), agents, LocalCommunicator())
+    for _ in range(3):
+        gradients = [agent.gradient(at=agent.params) for agent in agents]
+        total = sum(gradients)
+        driver.begin()
+        directions = driver.finish(gradients)
+        for tensor in (*gradients, *directions):
+            tensor.zero_()
+        driver.end()
+        torch.testing.assert_close(sum(agent.state["tracker"] for agent in agents), total)

@@ -7,7 +7,7 @@ import torch
 
 from cga_lightning import CGA, DPSGD, Complete, DirectedRing, ScaledSign, WireDtype
 from cga_lightning.algorithms import ALGORITHMS, Algorithm, from_name
-from cga_lightning.communication import LocalCommunicator
+from cga_lightning.core.communication import LocalCommunicator
 from tests.quadratics import Quadratics, train
 
 

@@ -1,0 +1,22 @@
+"""What a step is made of, without Lightning: agents, the contract of an algorithm, messages, and the driver of a step."""
+
+from cga_lightning.core.agent import Agent
+from cga_lightning.core.algorithm import Algorithm, Exchange, Messages, Step, gossip
+from cga_lightning.core.communication import CommunicationError, LocalCommunicator, ProcessGroupCommunicator
+from cga_lightning.core.driver import OwnGradient, StepDriver
+from cga_lightning.core.layout import FlatLayout
+
+__all__ = [
+    "Agent",
+    "Algorithm",
+    "CommunicationError",
+    "Exchange",
+    "FlatLayout",
+    "LocalCommunicator",
+    "Messages",
+    "OwnGradient",
+    "ProcessGroupCommunicator",
+    "Step",
+    "StepDriver",
+    "gossip",
+]

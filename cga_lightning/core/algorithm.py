@@ -1,0 +1,141 @@
+"""The contract: an algorithm is one step, seen from one agent, without I/O."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import wraps
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from cga_lightning.core.agent import Agent
+from cga_lightning.topology import Topology
+
+Messages: TypeAlias = Mapping[int, Tensor]
+"""Tensors by rank: to whom they go (outbox) or from whom they come (inbox)."""
+
+
+class Exchange(NamedTuple):
+    """One exchange of one agent, where those that it hears of are not those that it writes to."""
+
+    outbox: Messages
+    senders: Sequence[int]
+    """From whom a message comes."""
+    like: Tensor | None
+    """A tensor of the shape and dtype of the messages; None if no message comes."""
+
+    @classmethod
+    def of(cls, yielded: Messages | Exchange) -> Exchange:
+        """What an algorithm yielded; a plain outbox brings a message from everyone in it."""
+        if isinstance(yielded, Exchange):
+            return yielded
+        return cls(yielded, sorted(yielded), next(iter(yielded.values()), None))
+
+
+Step: TypeAlias = Generator[Messages | Exchange, Messages, None]
+"""Yields an outbox and receives the inbox of the same exchange."""
+
+
+def gossip(agent: Agent, message: Tensor) -> Exchange:
+    """Send `message` along all edges that leave `agent`, receive along all that lead to it."""
+    return Exchange(dict.fromkeys(agent.out_neighbors, message), agent.in_neighbors, message)
+
+
+class Algorithm(ABC):
+    """One decentralized method.
+
+    `step` and `after_step` are generators. Each `yield` is one exchange with the neighbors: it gives the outbox
+    `{rank: tensor}` and returns the inbox `{rank: tensor}`, with one message from every agent that was written to. To
+    hear of others than one writes to, yield an `Exchange`. In one exchange all messages have the same shape and dtype.
+    A sent tensor must not be changed before the exchange has returned. A received one is the receiver's to overwrite,
+    until the same exchange of the next step, which may use its memory again: copy what is to be kept.
+
+    The messages of the first exchange of `step` travel during the own forward and backward pass, unless `agent.grad` is
+    asked for before: then that exchange waits for it, and what stands before it in `step` may have run twice. A step
+    may do without any exchange. After `step` the optimizer updates `agent.params` along `agent.grad`; then comes
+    `after_step`.
+
+    What an algorithm keeps from step to step goes into `agent.state`. Each algorithm object has one of its own: a
+    wrapper and the algorithm that it holds in an attribute may use the same keys.
+    """
+
+    exchanges: ClassVar[tuple[str, ...]] = ()
+    """What is sent in each exchange of one step, in order: the keys of `strategy.traffic` and of error messages."""
+
+    graphs: ClassVar[Literal["undirected", "balanced", "any"]] = "undirected"
+    """Where it runs: every edge has a way back; or the mixing matrix is doubly stochastic; or its columns sum to 1."""
+
+    most_neighbors: ClassVar[int | None] = None
+    """Of how many neighbors an agent can take messages up in one step; None for any number."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("step", "after_step"):
+            if name in vars(cls):
+                setattr(cls, name, _with_own_state(vars(cls)[name]))
+
+    def check(self, topology: Topology) -> None:
+        """Refuse a topology that this algorithm is not made for, see `graphs` and `most_neighbors`.
+
+        Raises:
+            ValueError: says which will do.
+        """
+        if self.graphs == "undirected" and not topology.symmetric:
+            raise ValueError(
+                f"{self!r} answers those that write to it, but edges of {topology!r} have no way back. Use an "
+                'undirected topology such as "ring" or "exponential", or an algorithm for directed ones such as "sgp".'
+            )
+        if self.graphs == "balanced" and not np.allclose(topology.mixing_matrix().sum(axis=1), 1):
+            raise ValueError(
+                f"{self!r} would not reach the average on {topology!r}, where agents have more edges in than out. Use "
+                'the algorithm "sgp", or a topology where every agent has as many edges in as out.'
+            )
+        rank, degree = topology.highest_degree()
+        if self.most_neighbors is not None and degree > self.most_neighbors:
+            raise ValueError(
+                f"{self!r} projects onto the cross-gradients of at most {self.most_neighbors} neighbors, but agent "
+                f'{rank} of {topology!r} has {degree}. Use a sparser topology such as "exponential" or "torus", or '
+                'an algorithm without a projection such as "ngc".'
+            )
+
+    @abstractmethod
+    def step(self, agent: Agent) -> Step:
+        """From the parameters and the gradient of `agent` to those that the optimizer steps from."""
+
+    def after_step(self, agent: Agent) -> Step:
+        """After the optimizer step; nothing by default."""
+        yield from ()
+
+    def settings(self) -> dict[str, Any]:
+        """The values that decide what this algorithm computes; agents must agree on them."""
+        return {name.lstrip("_"): value for name, value in vars(self).items()}
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+        return f"{type(self).__name__}({settings})"
+
+
+def _with_own_state(generate: Callable[[Any, Agent], Step]) -> Callable[[Any, Agent], Step]:
+    """Let `agent.state` be that of the algorithm whose generator runs, and nobody else's."""
+
+    @wraps(generate)
+    def run(self: Algorithm, agent: Agent) -> Step:
+        with agent.running(self):
+            step = generate(self, agent)
+        if not isinstance(step, Generator):
+            raise TypeError(
+                f"{type(self).__name__}.{generate.__name__} must be a generator, got {type(step).__name__}. Yield "
+                "{neighbor: tensor} to exchange messages; a method that sends nothing ends with `yield from ()`."
+            )
+        inbox: Any = None  # which starts the generator
+        while True:
+            with agent.running(self):
+                try:
+                    exchange = step.send(inbox)
+                except StopIteration:
+                    return
+            inbox = yield exchange
+
+    return run

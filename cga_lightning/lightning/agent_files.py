@@ -1,0 +1,204 @@
+"""Checkpoints: `X.ckpt` is the consensus, `X.ckpt.agents/00003.pt` what agent 3 needs to go on from there.
+
+Both carry the same mark. A save writes all shards beside the old ones, then the consensus, then puts the shards in
+place: whenever it is cut off, there is a complete set that belongs to the consensus file.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import fsspec
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from cga_lightning.core.agent import Agent
+from cga_lightning.lightning.peers import Peers
+from cga_lightning.passes.random_state import RandomState
+from cga_lightning.passes.residents import Resident
+
+if TYPE_CHECKING:
+    from pytorch_lightning.plugins import CheckpointIO
+
+    from cga_lightning.lightning.agent_strategy import AgentStrategy
+
+KEY = "cga_lightning"
+"""Where a checkpoint and its shards keep their mark: the number of agents, and an identifier of this save."""
+
+Resume = Literal["agents", "consensus"]
+Mark = Mapping[str, Any]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint from which these agents cannot go on."""
+
+
+def shard_path(checkpoint: str, rank: int) -> str:
+    """The file of agent `rank`; beside the file itself if `checkpoint` is a link to it."""
+    if os.path.islink(checkpoint):
+        checkpoint = os.path.realpath(checkpoint)
+    return f"{checkpoint}.agents/{rank:05d}.pt"
+
+
+def write_shard(io: CheckpointIO, checkpoint: str, rank: int, shard: Mapping[str, Any], mark: Mark) -> None:
+    """Write it beside the one of an earlier save, which stays until `put_in_place`."""
+    io.save_checkpoint({**shard, KEY: {**mark, "rank": rank}}, _new(shard_path(checkpoint, rank)))
+
+
+def put_in_place(checkpoint: str, ranks: Iterable[int]) -> None:
+    """The consensus of this save is written: its shards replace the old ones."""
+    for rank in ranks:
+        path = shard_path(checkpoint, rank)
+        files, _ = fsspec.core.url_to_fs(path)
+        files.mv(_new(path), path)
+
+
+def read_shards(
+    io: CheckpointIO, checkpoint: str, contents: Mapping[str, Any], agents: int, ranks: Iterable[int], **options: Any
+) -> dict[int, dict[str, Any]]:
+    """The shards of these ranks that belong to the checkpoint with these contents.
+
+    Raises:
+        CheckpointError: when there is none, or it cannot be read, or it is of another save or number of agents.
+    """
+    mark = contents.get(KEY)
+    if mark is None:
+        raise CheckpointError(
+            f"{checkpoint} holds one model but no agents: it was written by another strategy, after fit, or when a "
+            f"process stopped alone. {_ALTERNATIVE}"
+        )
+    if mark["agents"] != agents:
+        raise CheckpointError(
+            f"{checkpoint} is of {mark['agents']} agents, but the run has {agents}. Run {mark['agents']} agents. "
+            f"{_ALTERNATIVE}"
+        )
+    return {rank: _read(io, shard_path(checkpoint, rank), {**mark, "rank": rank}, options) for rank in ranks}
+
+
+def remove_shards(io: CheckpointIO, checkpoint: str) -> None:
+    """Delete the folder of shards, if there is one."""
+    io.remove_checkpoint(os.path.dirname(shard_path(checkpoint, 0)))
+
+
+_ALTERNATIVE = 'To start every agent from the model in it, pass resume="consensus" to the strategy.'
+
+
+def _new(path: str) -> str:
+    return f"{path}.new"
+
+
+def _read(io: CheckpointIO, path: str, mark: Mark, options: Mapping[str, Any]) -> dict[str, Any]:
+    problem = "is missing"
+    for candidate in (path, _new(path)):
+        try:
+            shard: dict[str, Any] = io.load_checkpoint(candidate, **options)
+        except FileNotFoundError:
+            continue
+        except Exception as error:  # whatever unpickling a damaged file may raise
+            problem = f"cannot be read ({type(error).__name__}: {error})"
+            continue
+        if isinstance(shard, dict) and shard.get(KEY) == mark:
+            return shard
+        problem = "belongs to another checkpoint"
+    raise CheckpointError(f"The file of agent {mark['rank']}, {path}, {problem}. {_ALTERNATIVE}")
+
+
+class AgentFiles:
+    """Saves the agents of this process beside the consensus, and lets them go on from there.
+
+    Args:
+        strategy: whose module, optimizers and schedulers the agents use.
+        peers: the processes of the run.
+    """
+
+    def __init__(self, strategy: AgentStrategy, peers: Peers) -> None:
+        self._strategy = strategy
+        self._peers = peers
+        self._loaded: dict[int, dict[str, Any]] = {}
+
+    def save(
+        self, checkpoint: Mapping[str, Any], to: Any, agents: int, residents: Iterable[Resident], **how: Any
+    ) -> None:
+        """The consensus as `checkpoint`, and one shard per agent. A collective.
+
+        Args:
+            checkpoint: what Lightning saves.
+            to: the path; that of agent 0 counts.
+            agents: the number N of agents of the run.
+            residents: those of this process, each swapped in when it is its turn.
+            how: further options of the `CheckpointIO`.
+        """
+        io, ranks = self._strategy.checkpoint_io, []
+        path, identifier = self._strategy.broadcast((os.fspath(to), uuid.uuid4().hex))
+        mark = {"agents": agents, "id": identifier}
+        for resident in residents:
+            ranks.append(resident.agent.rank)
+            write_shard(io, path, resident.agent.rank, self._shard(resident.agent), mark)
+        self._strategy.barrier("shards")
+        if self._strategy.is_global_zero:
+            io.save_checkpoint({**checkpoint, KEY: mark}, path, **how)
+        self._strategy.barrier("consensus")
+        put_in_place(path, ranks)
+
+    def load(self, path: str, contents: Mapping[str, Any], agents: int, ranks: Iterable[int], **options: Any) -> None:
+        """The shards of the agents of this process, which `restore` uses once all is set up. A collective.
+
+        Raises:
+            CheckpointError: on every process, when one of them cannot go on.
+        """
+        problem = None
+        try:
+            self._loaded = read_shards(self._strategy.checkpoint_io, path, contents, agents, ranks, **options)
+        except CheckpointError as error:
+            problem = str(error)
+        problems = [found for found in self._peers.gather(problem) if found is not None]
+        if problems:  # on every process, or the others would report that this one has left
+            raise CheckpointError(problems[0])
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there are shards to restore."""
+        return bool(self._loaded)
+
+    def restore(self, residents: Iterable[Resident]) -> None:
+        """Let the agents of this process, each swapped in when it is its turn, go on from the shards.
+
+        Right before the first batches are drawn: the order of the data depends on the random streams.
+        """
+        for resident in residents:
+            shard = self._loaded[resident.agent.rank]
+            self._restore_module(shard)
+            resident.agent.load_state_dict(_moved(shard["algorithm"], resident.agent.params.device))
+        self._loaded = {}
+
+    # --- of the agent that is swapped in
+
+    def _shard(self, agent: Agent) -> dict[str, Any]:
+        strategy, scaler = self._strategy, getattr(self._strategy.precision_plugin, "scaler", None)
+        return {
+            "state_dict": self._strategy.module.state_dict(),
+            "optimizer_states": [strategy.optimizer_state(optimizer) for optimizer in strategy.optimizers],
+            "lr_schedulers": [config.scheduler.state_dict() for config in strategy.lr_scheduler_configs],
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "algorithm": agent.state_dict(),
+            "random": RandomState.capture()._asdict(),
+        }
+
+    def _restore_module(self, shard: Mapping[str, Any]) -> None:
+        strategy, scaler = self._strategy, getattr(self._strategy.precision_plugin, "scaler", None)
+        self._strategy.module.load_state_dict(shard["state_dict"], strict=self._strategy.module.strict_loading)
+        for optimizer, state in zip(strategy.optimizers, shard["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state)
+        for config, state in zip(strategy.lr_scheduler_configs, shard["lr_schedulers"], strict=True):
+            config.scheduler.load_state_dict(state)
+        if scaler is not None and shard["scaler"] is not None:
+            scaler.load_state_dict(shard["scaler"])
+        RandomState(**shard["random"]).restore()
+
+
+def _moved(saved: dict[str, Any], device: torch.device) -> Any:
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), saved)

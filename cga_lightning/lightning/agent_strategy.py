@@ -1,0 +1,283 @@
+"""What agents in processes and agents in a simulation have in common: the hooks of a strategy, handed to what it owns."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytorch_lightning.strategies import Strategy
+from torch import Tensor
+
+from cga_lightning.algorithms import ALGORITHMS
+from cga_lightning.core.algorithm import Algorithm
+from cga_lightning.core.layout import FlatLayout
+from cga_lightning.lightning import internals, refusals, trees
+from cga_lightning.lightning.agent_files import AgentFiles, Resume, remove_shards
+from cga_lightning.lightning.agreement import DifferenceWarning, check_same_model, monitored
+from cga_lightning.lightning.consensus import Consensus
+from cga_lightning.lightning.cross_gradients import CrossGradients
+from cga_lightning.lightning.loaders import LoadersOfPeers, LoadersOfSimulation, Uneven
+from cga_lightning.lightning.peers import Peers
+from cga_lightning.lightning.training import Training, mean_by_name
+from cga_lightning.names import resolved
+from cga_lightning.passes.module_state import State
+from cga_lightning.passes.parameters import trainable
+from cga_lightning.topology import TOPOLOGIES, Topology
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+EvalModel = Literal["consensus", "own"]
+
+
+class AgentStrategy(Strategy):
+    """Trains the agents of this process, one or many.
+
+    Args:
+        algorithm: an `Algorithm`, or its name.
+        topology: a `Topology`, bound to a number of agents or not, or its name.
+        uneven: what happens when the agents' train loaders have different lengths, see `agreed_length`.
+        eval_model: validate with the mean of all agents' models ("consensus") or with each agent's "own".
+        resume: on fit(ckpt_path=...), every agent goes on from its own part of the checkpoint ("agents"), or all
+            start from the model in it ("consensus").
+        peers: the processes of the run.
+        loaders: agree on the length of an epoch.
+        base: arguments of the strategy of Lightning.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm | str,
+        topology: Topology | str,
+        *,
+        uneven: Uneven,
+        eval_model: EvalModel,
+        resume: Resume,
+        peers: Peers,
+        loaders: LoadersOfPeers | LoadersOfSimulation,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+        refusals.refuse_choice("uneven", uneven, ("cycle", "min", "error"))
+        refusals.refuse_choice("eval_model", eval_model, ("consensus", "own"))
+        refusals.refuse_choice("resume", resume, ("agents", "consensus"))
+        self.algorithm: Algorithm = resolved("algorithm", ALGORITHMS, algorithm, Algorithm)
+        self.topology: Topology = resolved("topology", TOPOLOGIES, topology, Topology)
+        self.uneven = uneven
+        self.eval_model = eval_model
+        self.resume = resume
+        self._layer_sync: Any = None  # set by the Trainer
+        self._peers = peers
+        self._loaders = loaders
+        self._cross = CrossGradients(self, self._plain_training_step)
+        self._training = Training(self, self._cross, self._check_same_model)
+        self._consensus = Consensus(peers, self._training.states)
+        self._files = AgentFiles(self, peers)
+        self._differences = DifferenceWarning()
+
+    # --- who
+
+    @property
+    @abstractmethod
+    def agents(self) -> int:
+        """The number N of agents of the run."""
+
+    @property
+    @abstractmethod
+    def local_agents(self) -> Sequence[int]:
+        """The ranks of the agents of this process."""
+
+    @property
+    def traffic(self) -> Counter[str]:
+        """Payload bytes that the agents of this process have sent so far, by name of the exchange."""
+        return self._training.traffic
+
+    @property
+    def module(self) -> LightningModule:
+        """The user's module.
+
+        Raises:
+            RuntimeError: before a Trainer has started with one.
+        """
+        if self.lightning_module is None:
+            raise RuntimeError("The strategy has no LightningModule before the Trainer has started with one.")
+        return self.lightning_module
+
+    # --- start
+
+    def _bind(self, agents: int) -> None:
+        self.topology = self.topology.bind(agents)
+        self.algorithm.check(self.topology)
+
+    def _configure_launcher(self) -> None:
+        """In Trainer(...), once it knows all of its arguments: the first moment to refuse one."""
+        refusals.refuse_layer_sync(internals.layer_sync(self))
+        trees.join(self, self.accelerator)  # it is that of the Trainer
+        super()._configure_launcher()
+
+    def connect(self, model: LightningModule) -> None:
+        """Refuse modules that cannot work, and leave the users' samplers alone."""
+        internals.leave_samplers(model.trainer)
+        if model.trainer.state.fn == "fit":
+            refusals.refuse_module(model)
+        super().connect(model)
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Refuse parameters that cannot be exchanged, and optimizers that evaluate the loss more than once."""
+        FlatLayout(trainable(self.module))
+        super().setup_optimizers(trainer)
+        refusals.refuse_optimizers(self.optimizers)
+
+    def _check_same_model(self) -> None:
+        check_same_model(self.module, self._settings(), self._peers)
+
+    def _settings(self) -> list[str]:
+        """What all agents must agree on, for the reader of an error."""
+        return [f"{name} {getattr(self, name)!r}" for name in ("algorithm", "topology", "uneven", "eval_model")]
+
+    # --- data
+
+    def process_dataloader(self, dataloader: Any) -> Any:
+        """Let every agent serve the same number of train batches per epoch."""
+        dataloader = super().process_dataloader(dataloader)
+        stage = internals.new_loader_stage(self.module.trainer)
+        if stage == "train":
+            self._restore_agents()
+            return self._loaders.agree(dataloader)
+        if stage is not None:
+            self._loaders.check(dataloader, stage)
+        return dataloader
+
+    # --- one step
+
+    def _plain_training_step(self, *args: Any, **kwargs: Any) -> Any:
+        return super().training_step(*args, **kwargs)
+
+    # --- collectives
+
+    def all_gather(self, tensor: Tensor, group: Any | None = None, sync_grads: bool = False) -> Tensor:
+        """As in Lightning, but not inside training_step."""
+        self._cross.forbid_in_passes("all_gather")
+        with self._peers.collective("all_gather"):
+            return super().all_gather(tensor, group, sync_grads)  # type: ignore[safe-super]
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """As in Lightning, but not inside training_step."""
+        self._cross.forbid_in_passes("barrier")
+        if not self._peers.left:
+            with self._peers.collective("barrier"):
+                super().barrier(*args, **kwargs)  # type: ignore[safe-super]
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """As in Lightning, but not inside training_step."""
+        self._cross.forbid_in_passes("broadcast")
+        if self._peers.left:
+            return obj
+        with self._peers.collective("broadcast"):
+            return super().broadcast(obj, src)  # type: ignore[safe-super]
+
+    def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in Lightning, but not in a pass with a neighbor's model."""
+        self._cross.forbid_in_cross_passes("reduce")
+        with self._peers.collective("reduce"):
+            return super().reduce(tensor, *args, **kwargs)  # type: ignore[safe-super]
+
+    # --- evaluation
+
+    def consensus(self) -> State:
+        """The mean of all agents' models. A collective: every process must call it."""
+        return self._consensus.mean()
+
+    def consensus_distance(self) -> Tensor:
+        """The root mean square over all agents of |x^j - mean|, float64. A collective."""
+        return self._consensus.distance()
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """What the agents of this process report about their last step, each value averaged over those that have it."""
+        return mean_by_name(self._training.diagnostics())
+
+    def network_diagnostics(self) -> dict[str, float]:
+        """What all agents of the run report about their last step, averaged likewise, and the bytes sent per agent.
+
+        A collective.
+        """
+        mine = [{name: float(value) for name, value in report.items()} for report in self._training.diagnostics()]
+        gathered = self._peers.gather((mine, dict(self.traffic)), "diagnostics")
+        sent = sum((Counter(traffic) for _, traffic in gathered), Counter[str]())
+        means = mean_by_name([report for reports, _ in gathered for report in reports])
+        return {name: float(value) for name, value in means.items()} | {
+            f"traffic/{name}": total / self.agents for name, total in sent.items()
+        }
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Validate with the consensus; outside of this call the module holds its own weights."""
+        if not self._training.agents_differ or self.eval_model == "own":
+            return super().validation_step(*args, **kwargs)
+        with self._consensus.validating(self.module):
+            return super().validation_step(*args, **kwargs)
+
+    def on_validation_end(self) -> None:
+        """The next validation has another consensus."""
+        self._consensus.forget()
+        super().on_validation_end()
+
+    # --- checkpoints
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The consensus while fitting. A collective, except when an exception stopped this process alone."""
+        if not self._training.agents_differ or self._peers.left:
+            return super().lightning_module_state_dict()
+        with self._consensus.swapped_into(self.module):
+            return super().lightning_module_state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """The consensus, and one shard per agent. A collective, except when an exception stopped this process alone."""
+        if self._peers.left:
+            return super().save_checkpoint(checkpoint, filepath, storage_options)
+        self._compare_monitored()
+        checkpoint = self._consensus.of_averages(checkpoint)
+        if not self._training.agents_differ or "optimizer_states" not in checkpoint:
+            return super().save_checkpoint(checkpoint, filepath, storage_options)
+        residents = self._training.residents.each()
+        return self._files.save(checkpoint, filepath, self.agents, residents, storage_options=storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """The consensus; to go on with training also the agents, which start from there at their first batches."""
+        path = self.broadcast(os.fspath(checkpoint_path))  # where "best" is another for every agent, that of agent 0
+        contents = super().load_checkpoint(path, weights_only)
+        if self._fitting and self.resume == "agents":
+            self._files.load(path, contents, self.agents, self.local_agents, weights_only=weights_only)
+        return contents
+
+    def remove_checkpoint(self, filepath: Any) -> None:
+        """The consensus and the files of the agents."""
+        super().remove_checkpoint(filepath)
+        if self.is_global_zero:
+            remove_shards(self.checkpoint_io, os.fspath(filepath))
+
+    @property
+    def _fitting(self) -> bool:
+        return self.lightning_module is not None and self.lightning_module.trainer.state.fn == "fit"
+
+    def _restore_agents(self) -> None:
+        """Right before the first batches are drawn: the order of the data depends on the random streams."""
+        if self._files.loaded:
+            self._files.restore(self._training.make_agents().each())
+
+    def _compare_monitored(self) -> None:
+        mine = monitored(self.module.trainer)
+        self._differences.look_at(self._peers.gather(mine, "comparison of metrics"))
+
+    # --- end
+
+    def on_train_end(self) -> None:
+        """All agents end with the consensus, so the main process holds it under every launcher. A collective."""
+        super().on_train_end()
+        self._take_over_consensus()
+
+    def _take_over_consensus(self) -> None:
+        if self._training.agents_differ:
+            self._training.residents.restore(self._consensus.mean())

@@ -1,0 +1,99 @@
+"""What agents in different processes must agree on: the model and the settings, and what they have measured.
+
+Callbacks decide by logged values to stop, to save and to change the learning rate, and must decide alike everywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from cga_lightning.lightning.log_mean import options_of
+from cga_lightning.lightning.peers import Peers
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+_log = logging.getLogger(__name__)
+
+
+def log_shared(module: nn.Module) -> None:
+    """From now on `module.log` logs the mean over all agents what is logged per epoch, until `log_own`."""
+    log: Callable[..., None] = type(module).log.__get__(module)  # type: ignore[attr-defined]
+
+    def shared(name: str, value: Any, *arguments: Any, **options: Any) -> None:
+        options = options_of(*arguments, **options)
+        if not options.get("on_step") and not options.get("rank_zero_only"):
+            options["sync_dist"] = True
+        log(name, value, **options)
+
+    object.__setattr__(module, "log", shared)
+
+
+def log_own(module: nn.Module) -> None:
+    """Undo `log_shared`."""
+    vars(module).pop("log", None)
+
+
+def monitored(trainer: Trainer) -> dict[str, float]:
+    """The values that were logged so far of all metrics by which callbacks or schedulers act."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    monitors = [getattr(callback, "monitor", None) for callback in callbacks]
+    monitors += [config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
+    return {name: float(trainer.callback_metrics[name]) for name in monitors if name in trainer.callback_metrics}
+
+
+class DifferenceWarning:
+    """Tells once for every metric that agents have logged different values of it."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def look_at(self, metrics: Sequence[Mapping[str, float]]) -> None:
+        """Compare the metrics of all agents."""
+        for name in metrics[0]:
+            values = [found.get(name, math.nan) for found in metrics]
+            if name not in self._told and any(value != values[0] for value in values[1:] if not math.isnan(value)):
+                self._told.add(name)
+                _log.warning(
+                    f"The agents have logged different values of {name!r}: {', '.join(f'{v:g}' for v in values)}. "
+                    f"Callbacks that monitor it would act on the value of their own agent: use self.log({name!r}, ..., "
+                    "sync_dist=True)."
+                )
+
+
+def check_same_model(module: LightningModule, settings: Sequence[str], peers: Peers) -> None:
+    """All agents need parameters and buffers of the same names, shapes and dtypes, and the same settings.
+
+    A collective.
+
+    Raises:
+        ValueError: names the first difference.
+    """
+    mine = [*settings, *_signature(module)]
+    signatures: list[list[str]] = peers.gather(mine, "agreement on the model, which is new or has changed here")
+    for rank, theirs in enumerate(signatures):
+        difference = [f"agent 0 has {a}, agent {rank} has {b}" for a, b in _unequal(signatures[0], theirs)]
+        if difference:
+            raise ValueError(
+                f"All agents must train the same kind of model with the same settings, but {difference[0]}. Build "
+                "the LightningModule and the strategy with the same arguments on every agent."
+            )
+
+
+def _signature(module: LightningModule) -> list[str]:
+    tensors: dict[str, Tensor] = {
+        f"{'parameter' if p.requires_grad else 'frozen'} {name}": p for name, p in module.named_parameters()
+    }
+    tensors |= {f"buffer {name}": buffer for name, buffer in module.named_buffers()}
+    return [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()]
+
+
+def _unequal(first: list[str], second: list[str]) -> list[tuple[str, str]]:
+    pairs = zip_longest(first, second, fillvalue="no further tensor")
+    return [(a, b) for a, b in pairs if a != b]

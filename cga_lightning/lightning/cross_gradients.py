@@ -1,0 +1,87 @@
+"""The user's training_step, run again for the model of a neighbor and outside of Lightning's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from cga_lightning.passes.collectives import ForbidCollectives, raise_collective
+from cga_lightning.passes.sandbox import Silence
+
+if TYPE_CHECKING:
+    from cga_lightning.lightning.agent_strategy import AgentStrategy
+
+
+class CrossGradients:
+    """Runs passes at other models: no callbacks, no progress, no loggers, and no collectives.
+
+    Args:
+        strategy: whose module, precision and optimizer take part.
+        training_step: the strategy's, of one micro-batch.
+    """
+
+    def __init__(self, strategy: AgentStrategy, training_step: Callable[..., Any]) -> None:
+        self._strategy = strategy
+        self._training_step = training_step
+        self._in_own_pass = False
+        self._in_cross_pass = False
+        self._watched = False
+
+    def own_pass(self, *args: Any, **kwargs: Any) -> Any:
+        """The user's step on the own model, as Lightning has asked for it."""
+        self._in_own_pass = True
+        try:
+            return self._training_step(*args, **kwargs)
+        finally:
+            self._in_own_pass = False
+
+    def backward(self, *arguments: Any) -> None:
+        """Forward and backward of one micro-batch at the model that the module holds now."""
+        with self._cross_pass():
+            loss = self.loss(self._training_step(*arguments))
+            scaler = getattr(self._strategy.precision_plugin, "scaler", None)
+            if scaler is not None:
+                loss = scaler.scale(loss)
+            self._strategy.precision_plugin.backward(loss, self._strategy.module, self._strategy.optimizers[0])
+
+    @contextmanager
+    def _cross_pass(self) -> Iterator[None]:
+        trainer = self._strategy.module.trainer
+        watch = dist.is_initialized() and not self._watched  # the first pass only: it slows down every operator
+        loggers, self._in_cross_pass = trainer.loggers, True
+        trainer.loggers = list[Any](Silence() for _ in loggers)
+        try:
+            with ForbidCollectives() if watch else nullcontext():  # type: ignore[no-untyped-call]
+                yield
+        finally:
+            trainer.loggers, self._in_cross_pass = loggers, False
+        self._watched = True
+
+    def loss(self, output: Any) -> Tensor:
+        """The loss to differentiate, from what training_step has returned, as Lightning's loop computes it.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        loss = output.get("loss") if isinstance(output, dict) else output
+        if not isinstance(loss, Tensor):
+            raise RuntimeError(
+                "training_step must return the loss, a tensor or a dict with the key 'loss', at every step: the "
+                f"neighbors wait for this agent. Found {type(loss).__name__}."
+            )
+        accumulated = self._strategy.module.trainer.accumulate_grad_batches
+        return loss if accumulated == 1 else loss / accumulated
+
+    def forbid_in_passes(self, collective: str) -> None:
+        """Raise if a training step is running, whoever's model it is for."""
+        if self._in_own_pass or self._in_cross_pass:
+            raise_collective(collective)
+
+    def forbid_in_cross_passes(self, collective: str) -> None:
+        """Raise if a training step is running for a neighbor's model."""
+        if self._in_cross_pass:
+            raise_collective(collective)

@@ -1,0 +1,244 @@
+"""One agent per process: the Lightning strategy of decentralized training."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cga_lightning.core.algorithm import Algorithm
+from cga_lightning.core.communication import CommunicationError, ProcessGroupCommunicator
+from cga_lightning.lightning import internals
+from cga_lightning.lightning.agent_files import Resume
+from cga_lightning.lightning.agent_strategy import AgentStrategy, EvalModel
+from cga_lightning.lightning.agreement import check_same_model, log_own, log_shared
+from cga_lightning.lightning.launching import PromptLauncher, end
+from cga_lightning.lightning.loaders import LoadersOfPeers, Uneven
+from cga_lightning.lightning.peers import ProcessGroup
+from cga_lightning.lightning.refusals import refuse_sharded
+from cga_lightning.passes.module_state import ModuleState, overwrite
+from cga_lightning.passes.parameters import StepOnce
+from cga_lightning.passes.random_state import RandomState, seed_all
+from cga_lightning.topology import Topology
+
+if TYPE_CHECKING:
+    from lightning_fabric.plugins import ClusterEnvironment
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.accelerators import Accelerator
+    from pytorch_lightning.plugins import CheckpointIO, Precision
+
+START_TIMEOUT = timedelta(seconds=300)
+StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
+
+
+class DecentralizedStrategy(AgentStrategy, DDPStrategy):
+    """Every process of the Trainer is an agent with its own data and its own model.
+
+    Models are exchanged with the neighbors only; there is no DistributedDataParallel and no sampler is injected.
+
+    Args:
+        algorithm: an `Algorithm`, or its name: "cga", "compcga", "dpsgd", "sgp", "swarmsgd", ...
+        topology: a `Topology`, or its name: "ring", "complete", "bipartite", "torus", ...
+        timeout: how long an agent waits for a message or a collective before the run ends with an error.
+        uneven: when the agents' train loaders differ in length: "cycle" repeats the shorter ones, "min" cuts the
+            longer ones, "error" refuses.
+        eval_model: validate and save checkpoints with the "consensus" (mean) of all models, or validate with each
+            agent's "own". Either way what is logged per epoch is the mean over agents.
+        resume: on fit(ckpt_path=...), every agent goes on from its own part of the checkpoint ("agents"), or all
+            start from the model in it ("consensus"), also if their number is another.
+        start_method: how the Trainer starts the processes, as in `DDPStrategy`: "popen" runs the script again,
+            "spawn", "fork" and "forkserver" use multiprocessing. Forked agents compute with one thread each.
+        process_group_backend: "gloo" or "nccl"; chosen by the device if None.
+        accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin: as in `DDPStrategy`.
+
+    Raises:
+        ValueError: in `Trainer(...)`, when the topology does not fit the number of devices, or the algorithm.
+    """
+
+    failed_elsewhere = False  # whether the processes that this one has started have failed
+
+    def __init__(
+        self,
+        algorithm: Algorithm | str = "cga",
+        topology: Topology | str = "ring",
+        *,
+        timeout: timedelta = timedelta(seconds=300),
+        uneven: Uneven = "cycle",
+        eval_model: EvalModel = "consensus",
+        resume: Resume = "agents",
+        start_method: StartMethod = "popen",
+        process_group_backend: str | None = None,
+        accelerator: Accelerator | None = None,
+        parallel_devices: list[torch.device] | None = None,
+        cluster_environment: ClusterEnvironment | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Precision | None = None,
+    ) -> None:
+        if not isinstance(timeout, timedelta):
+            raise TypeError(f"timeout must be a datetime.timedelta such as timedelta(seconds=300), got {timeout!r}.")
+        peers = ProcessGroup(timeout, self._interrupted, self._steps_made)
+        super().__init__(
+            algorithm,
+            topology,
+            uneven=uneven,
+            eval_model=eval_model,
+            resume=resume,
+            peers=peers,
+            loaders=LoadersOfPeers(peers, uneven),
+            timeout=max(timeout, START_TIMEOUT),  # the others may still be importing; see setup_distributed
+            start_method=start_method,
+            process_group_backend=process_group_backend,
+            accelerator=accelerator,
+            parallel_devices=parallel_devices,
+            cluster_environment=cluster_environment,
+            checkpoint_io=checkpoint_io,
+            precision_plugin=precision_plugin,
+        )
+        self.timeout = timeout
+        self.start_method = start_method
+
+    @property
+    def agents(self) -> int:
+        """The number N of agents: one per process, on all nodes."""
+        return self.num_nodes * self.num_processes
+
+    @property
+    def local_agents(self) -> Sequence[int]:
+        """The rank of this process."""
+        return [self.global_rank]
+
+    # --- start
+
+    def _configure_launcher(self) -> None:
+        self._bind(self.agents)  # the first place that knows their number: in Trainer(...)
+        super()._configure_launcher()
+        if self.start_method != "popen":
+            internals.use_launcher(self, PromptLauncher(self, start_method=self.start_method))
+
+    def setup_environment(self) -> None:
+        """A forked process has none of its parent's threads, and waits for ever if it takes up their pool."""
+        if self.start_method == "fork":
+            torch.set_num_threads(1)
+        super().setup_environment()
+
+    def setup_distributed(self) -> None:
+        """Wait longer for the others to start than for an answer later."""
+        super().setup_distributed()
+        public = getattr(dist, "set_timeout", None)  # since torch 2.15
+        (public or dist.distributed_c10d._set_pg_timeout)(self.timeout)
+
+    def setup(self, trainer: Trainer) -> None:
+        """Move the module to its device and let all agents start from the same point; never wrap it."""
+        if self.accelerator is not None:
+            self.accelerator.setup(trainer)
+        module = self.module
+        refuse_sharded(module)
+        self.model = self.precision_plugin.convert_module(module)
+        self.model_to_device()
+        check_same_model(module, self._settings(), self._peers)
+        state = ModuleState(module).capture()
+        overwrite(state, [_from_agent_0(tensor) for tensor in state])
+        if trainer.state.fn == "fit":
+            seed_all(torch.initial_seed() + self.global_rank)  # else all agents draw the same shuffles and masks
+            self.setup_optimizers(trainer)
+            self._training.start(ProcessGroupCommunicator(self.global_rank, self.timeout), [RandomState.capture()])
+        self.setup_precision_plugin()
+
+    # --- one step
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The own pass, on the own model; while it runs the first messages travel."""
+        (resident,) = residents = self._training.begin_micro_batch()
+        residents.swap_in(resident, *args)
+        return self._cross.own_pass(*args, **kwargs)
+
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        """Exchange once the own gradient is there, then step."""
+
+        def completed() -> Any:
+            result = closure()
+            (resident,) = residents = self._training.residents
+            residents.take_gradients(resident)
+            self._training.exchange()
+            residents.give_gradients(resident)
+            return result
+
+        once = StepOnce(completed)
+        output = super().optimizer_step(optimizer, once, model, **kwargs)
+        once.check()
+        self._training.end_step()
+        return output
+
+    # --- evaluation
+
+    def on_validation_start(self) -> None:
+        """Log means over agents: neither their own data nor their own models may lead them apart."""
+        super().on_validation_start()
+        log_shared(self.module)
+
+    def on_validation_end(self) -> None:
+        """Log own values again, and warn if agents disagree in spite of that."""
+        log_own(self.module)
+        self._compare_monitored()
+        super().on_validation_end()
+
+    def on_test_start(self) -> None:
+        """Log means over agents."""
+        super().on_test_start()
+        log_shared(self.module)
+
+    def on_test_end(self) -> None:
+        """Log own values again."""
+        log_own(self.module)
+        super().on_test_end()
+
+    # --- end
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """As usual, but nothing in the main process of fork and spawn when agents have failed: it has not trained."""
+        if not self.failed_elsewhere:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """When the run cannot go on, let the neighbors know at once, and leave no process behind."""
+        super().on_exception(exception)
+        if isinstance(exception, CommunicationError):
+            self.leave()
+            end(getattr(self.launcher, "procs", []))
+        else:
+            atexit.register(self.leave)  # before the interpreter's end, which takes seconds
+
+    def leave(self) -> None:
+        """Close the connections to all other agents."""
+        communicator = self._training.communicator
+        if isinstance(communicator, ProcessGroupCommunicator):
+            communicator.close()
+
+    def teardown(self) -> None:
+        """After an exception too: the module has its own tensors again."""
+        log_own(self.module)
+        if self._training.agents_differ:
+            self._training.residents.restore(*self._training.states())
+        super().teardown()
+
+    def _steps_made(self) -> int:
+        return self._training.step
+
+    def _interrupted(self) -> bool:
+        try:
+            return self.module.trainer.state.status == "interrupted"
+        except RuntimeError:  # there is no Trainer in the main process of fork and spawn
+            return True
+
+
+def _from_agent_0(tensor: Tensor) -> Tensor:
+    received = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.broadcast(received.view(-1).view(torch.uint8), src=0)  # as bytes: gloo and NCCL know few dtypes
+    return received

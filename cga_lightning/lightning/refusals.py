@@ -1,0 +1,82 @@
+"""What cannot be trained by agents is refused at the start, with what to do instead."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+
+def refuse_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Refuse the value of an option that is none of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+
+
+def refuse_layer_sync(layer_sync: object | None) -> None:
+    """Refuse batch statistics over all agents."""
+    if layer_sync is not None:
+        raise ValueError(
+            "Trainer(sync_batchnorm=True) would average batch statistics over all agents in every pass, also in "
+            "those with a neighbor's model. Remove it, or use GroupNorm instead of BatchNorm."
+        )
+
+
+def refuse_module(module: LightningModule) -> None:
+    """Refuse a module whose gradient cannot be evaluated at another model."""
+    if not module.automatic_optimization:
+        raise ValueError(
+            f"{type(module).__name__} uses manual optimization (automatic_optimization=False), so its gradient cannot "
+            "be evaluated at a neighbor's model. Return the loss from training_step and let Lightning optimize."
+        )
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise ValueError(
+            f"{type(module).__name__}.training_step(dataloader_iter) draws its batches itself, so it cannot be run "
+            "again with a neighbor's model. Use training_step(batch, batch_idx)."
+        )
+
+
+def refuse_optimizers(optimizers: Sequence[Optimizer]) -> None:
+    """Refuse optimizers that evaluate the loss more than once."""
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
+        raise ValueError(
+            "LBFGS evaluates the loss several times per step, but a decentralized step exchanges gradients "
+            "once. Use a first-order optimizer such as torch.optim.SGD or torch.optim.AdamW."
+        )
+
+
+def refuse_sharded(module: LightningModule) -> None:
+    """Refuse a model of which a process has a part only."""
+    sharded = [name for name, parameter in module.named_parameters() if hasattr(parameter, "device_mesh")]
+    sharded += [name for name, child in module.named_modules() if "FullySharded" in type(child).__name__]
+    if sharded:
+        raise ValueError(
+            f"{sharded[0]} is sharded over processes (FSDP or tensor parallelism), but every agent needs its whole "
+            "model. Leave the module as it is in configure_model()."
+        )
+
+
+def refuse_averages(trainer: Trainer) -> None:
+    """Refuse callbacks that average the module's weights: they would see those of agent 0, and give them to all."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if {"StochasticWeightAveraging", "WeightAveraging"} & {kind.__name__ for kind in type(callback).__mro__}:
+            raise ValueError(
+                f"{type(callback).__name__} keeps one average of the weights, but a simulation has one module for "
+                "several agents. Remove it, or use DecentralizedStrategy."
+            )
+
+
+def refuse_late_closure(micro_batches: int, accumulated: int) -> None:
+    """Refuse one micro-batch more than a step accumulates."""
+    if micro_batches >= accumulated:
+        raise RuntimeError(
+            "The closure ran without an optimizer step, so the neighbors' gradients would be stale: the "
+            "LightningModule's optimizer_step() must call optimizer.step(closure=...) each time it is called. To "
+            "step less often use Trainer(accumulate_grad_batches=...)."
+        )

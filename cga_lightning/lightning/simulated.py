@@ -1,0 +1,216 @@
+"""N agents in one process: the same algorithms and the same module, without processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cga_lightning.core.algorithm import Algorithm
+from cga_lightning.core.communication import LocalCommunicator
+from cga_lightning.lightning import internals
+from cga_lightning.lightning.agent_files import Resume
+from cga_lightning.lightning.agent_strategy import AgentStrategy, EvalModel
+from cga_lightning.lightning.loaders import AgreedLoader, LoadersOfSimulation, Uneven
+from cga_lightning.lightning.log_mean import log_mean, mean_output
+from cga_lightning.lightning.peers import OneProcess
+from cga_lightning.lightning.refusals import refuse_averages
+from cga_lightning.passes.module_state import ModuleState, State
+from cga_lightning.passes.parameters import StepOnce
+from cga_lightning.passes.random_state import streams_of
+from cga_lightning.passes.residents import Resident
+from cga_lightning.topology import Topology
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.accelerators import Accelerator
+    from pytorch_lightning.plugins import CheckpointIO, Precision
+
+
+class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
+    """All agents of a run in one process and on one device, step by step together.
+
+    Needs one train loader per agent, `fit(train_dataloaders=[...])` with a list of N, or a `PartitionedDataModule`. A
+    training batch is then the list of the agents' batches. Each agent has its own parameters, buffers, optimizer state
+    and random streams; other attributes of the module are shared. Hooks of the backward pass and of the optimizer run
+    once per agent, hooks of the batch once; between steps the module holds the weights of agent 0. What the agents log
+    under one name is logged once, as their mean.
+
+    Args:
+        agents: the number N of agents.
+        algorithm: an `Algorithm`, or its name: "cga", "compcga", "dpsgd", "sgp", "swarmsgd", ...
+        topology: a `Topology`, or its name: "ring", "complete", "bipartite", "torus", ...
+        uneven: when the agents' train loaders differ in length: "cycle" repeats the shorter ones, "min" cuts the
+            longer ones, "error" refuses.
+        eval_model: validate and save checkpoints with the "consensus" (mean) of all models, or validate with each
+            agent's "own" (their logged values are averaged).
+        resume: on fit(ckpt_path=...), every agent goes on from its own part of the checkpoint ("agents"), or all
+            start from the model in it ("consensus"), also if their number is another.
+        accelerator, checkpoint_io, precision_plugin: as in `SingleDeviceStrategy`.
+
+    Raises:
+        ValueError: when the topology does not fit the number of agents, or the algorithm.
+    """
+
+    def __init__(
+        self,
+        agents: int,
+        algorithm: Algorithm | str = "cga",
+        topology: Topology | str = "ring",
+        *,
+        uneven: Uneven = "cycle",
+        eval_model: EvalModel = "consensus",
+        resume: Resume = "agents",
+        accelerator: Accelerator | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Precision | None = None,
+    ) -> None:
+        super().__init__(
+            algorithm,
+            topology,
+            uneven=uneven,
+            eval_model=eval_model,
+            resume=resume,
+            peers=OneProcess(),
+            loaders=LoadersOfSimulation(uneven),
+            accelerator=accelerator,
+            checkpoint_io=checkpoint_io,
+            precision_plugin=precision_plugin,
+        )
+        if isinstance(agents, bool) or not isinstance(agents, int):
+            raise TypeError(f"agents must be the number of agents, an int, got {agents!r}.")
+        self._bind(agents)
+        self._agents = agents
+        self.parallel_devices: list[torch.device] | None = None  # set by the Trainer
+
+    @property
+    def agents(self) -> int:
+        """The number N of agents."""
+        return self._agents
+
+    @property
+    def local_agents(self) -> Sequence[int]:
+        """All of them."""
+        return range(self._agents)
+
+    def agent_state_dicts(self) -> list[dict[str, Any]]:
+        """Every agent's own state_dict, copied; during fit and after it, until the next one.
+
+        Raises:
+            RuntimeError: before the first training step.
+        """
+        return [self._state_dict(state) for state in self._training.residents.states()]
+
+    def _state_dict(self, state: State) -> dict[str, Any]:
+        with ModuleState(self.module).activated(state):
+            return {name: value.clone() for name, value in self.module.state_dict().items()}
+
+    # --- start
+
+    @property
+    def root_device(self) -> torch.device:
+        """The one device of the Trainer."""
+        return torch.device(self.parallel_devices[0] if self.parallel_devices else "cpu")
+
+    def _configure_launcher(self) -> None:
+        devices = len(self.parallel_devices or ())
+        if devices > 1:
+            raise ValueError(
+                f"SimulatedStrategy runs all agents on one device, got Trainer(devices={devices}). Set devices=1, or use "
+                "DecentralizedStrategy for one agent per process."
+            )
+        super()._configure_launcher()
+
+    def setup(self, trainer: Trainer) -> None:
+        """Seed every agent; they are made at the first step, when a checkpoint has been loaded."""
+        super().setup(trainer)
+        if trainer.state.fn == "fit":
+            refuse_averages(trainer)
+            self._training.start(LocalCommunicator(), streams_of(self.local_agents))
+            internals.transfer_one_by_one(self.module)
+
+    def on_train_start(self) -> None:
+        """Check that there is a loader for every agent."""
+        super().on_train_start()
+        loaders = internals.train_loaders(self.module.trainer)
+        if isinstance(loaders, AgreedLoader):
+            loaders = loaders.wrapped
+        if not isinstance(loaders, list | tuple) or len(loaders) != self.agents:
+            found = f"{len(loaders)}" if isinstance(loaders, list | tuple) else f"a {type(loaders).__name__}"
+            raise ValueError(
+                f"SimulatedStrategy(agents={self.agents}) needs a list of {self.agents} train loaders, one per agent, "
+                f"got {found}. Pass fit(train_dataloaders=[...]) or a PartitionedDataModule."
+            )
+
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        """Transfer the agents' batches one by one, so that the user's hooks see one batch."""
+        if not self.module.trainer.training:
+            return super().batch_to_device(batch, device, dataloader_idx)
+        transfer = super().batch_to_device
+        return [transfer(part, device, dataloader_idx) for part in batch]
+
+    # --- one step
+
+    def training_step(self, batches: Any, *args: Any) -> Any:
+        """Forward and backward of every agent on its own batch."""
+        residents = self._training.begin_micro_batch()
+        with log_mean(self.module) as logs:
+            outputs = []
+            for resident, batch in zip(residents, batches, strict=True):
+                logs.next_batch(batch)
+                outputs.append(self._own_pass(resident, batch, *args))
+        residents.swap_in(residents.first)
+        return mean_output(outputs)
+
+    def _own_pass(self, resident: Resident, *micro_batch: Any) -> Any:
+        residents = self._training.residents
+        residents.swap_in(resident, *micro_batch)
+        residents.give_gradients(resident)
+        output = self._cross.own_pass(*micro_batch)
+        super().backward(self._cross.loss(output), self.optimizers[0])
+        residents.keep_gradients(resident)
+        return output
+
+    def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Done already, for one agent after the other; this is the mean of their losses."""
+        return closure_loss
+
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        """Exchange, then let every agent step."""
+        result = closure()
+        self._training.exchange()
+        residents = self._training.residents
+        with log_mean(self.module):
+            for resident in residents.each():
+                residents.give_gradients(resident)
+                once = StepOnce(lambda: result)
+                super().optimizer_step(optimizer, once, model, **kwargs)
+                once.check()
+        self._training.end_step()
+        return result
+
+    # --- evaluation
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Validate with the consensus, or with every agent's own model, one after the other."""
+        if self.eval_model == "consensus" or not self._training.agents_differ:
+            return super().validation_step(*args, **kwargs)
+        with log_mean(self.module) as logs:
+            logs.next_batch(args)
+            return [self._validate(state, *args, **kwargs) for state in self._training.states()]
+
+    def _validate(self, state: State, *args: Any, **kwargs: Any) -> Any:
+        with ModuleState(self.module).activated(state):
+            return super().validation_step(*args, **kwargs)
+
+    # --- end
+
+    def teardown(self) -> None:
+        """After an exception too: the module ends with the consensus, the agents' models stay."""
+        self._take_over_consensus()
+        internals.transferring_as_usual(self.module)
+        super().teardown()

@@ -1,0 +1,158 @@
+"""The agents of this process in one fit: made when the first step needs them, then taken from step to step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cga_lightning.core.communication import Communicator
+from cga_lightning.core.driver import StepDriver
+from cga_lightning.lightning.cross_gradients import CrossGradients
+from cga_lightning.lightning.refusals import refuse_late_closure
+from cga_lightning.passes.module_state import ModuleState, State
+from cga_lightning.passes.random_state import RandomState
+from cga_lightning.passes.residents import Residents
+
+if TYPE_CHECKING:
+    from cga_lightning.lightning.agent_strategy import AgentStrategy
+
+
+class Training:
+    """Connects what lives in the module (`Residents`) with the algorithm (`StepDriver`).
+
+    Args:
+        strategy: whose algorithm, topology, module and optimizer take part.
+        cross_gradients: runs passes at other models.
+        before_making: called before agents are made for other parameters than before.
+    """
+
+    def __init__(
+        self, strategy: AgentStrategy, cross_gradients: CrossGradients, before_making: Callable[[], None]
+    ) -> None:
+        self._strategy = strategy
+        self._cross_gradients = cross_gradients
+        self._before_making = before_making
+        self._random_states: Sequence[RandomState] = ()
+        self._residents: Residents | None = None
+        self._driver: StepDriver | None = None
+
+    # --- a fit
+
+    def start(self, communicator: Communicator, random_states: Sequence[RandomState]) -> None:
+        """A fit begins. Its agents come later, when a checkpoint has been loaded; those of an earlier one are over.
+
+        Args:
+            communicator: carries their messages.
+            random_states: where their random streams start; one per agent of this process.
+        """
+        self._driver = StepDriver(self._strategy.algorithm, [], communicator)
+        self._random_states = random_states
+        self._residents = None
+
+    @property
+    def communicator(self) -> Communicator | None:
+        """What carries the messages; None before the first fit."""
+        return None if self._driver is None else self._driver.communicator
+
+    @property
+    def residents(self) -> Residents:
+        """The agents of this process.
+
+        Raises:
+            RuntimeError: before the first training step.
+        """
+        if self._residents is None:
+            raise RuntimeError("There are no agents before the first training step; ask for them later.")
+        return self._residents
+
+    @property
+    def driver(self) -> StepDriver:
+        """What runs the algorithm.
+
+        Raises:
+            RuntimeError: before the first fit.
+        """
+        if self._driver is None:
+            raise RuntimeError("Nothing has been trained yet; ask during fit or after it.")
+        return self._driver
+
+    @property
+    def agents_differ(self) -> bool:
+        """Whether agents have models of their own, as they do from their first step until the end of fit."""
+        return self._residents is not None and self._residents.differ
+
+    @property
+    def step(self) -> int:
+        """How many steps the agents have made."""
+        return 0 if self._driver is None else self._driver.step
+
+    @property
+    def traffic(self) -> Counter[str]:
+        """Payload bytes that the agents of this process have sent so far, by name of the exchange."""
+        return Counter() if self._driver is None else Counter(self._driver.communicator.traffic)
+
+    def states(self) -> list[State]:
+        """The tensors of the agents of this process; those of the module before the first training step."""
+        if self._residents is None:
+            return [ModuleState(self._strategy.module).capture()]
+        return self._residents.states()
+
+    def diagnostics(self) -> list[Mapping[str, Tensor]]:
+        """What is known of the last step of every agent of this process: scalars by name."""
+        return [] if self._driver is None else [self._driver.diagnostics(agent) for agent in self._driver.agents]
+
+    # --- a step
+
+    def make_agents(self) -> Residents:
+        """Agents for what is trainable now, if there are none yet."""
+        strategy, residents = self._strategy, self._residents
+        if residents is None:
+            what = (strategy.module, strategy.optimizers[0], strategy.precision_plugin)
+            residents = self._residents = Residents(*what, self._random_states, self._cross_gradients.backward)
+        if residents.outdated:
+            self._before_making()
+            residents.make_agents(strategy.topology, strategy.local_agents)
+            self.driver.agents = residents.agents
+        return residents
+
+    def begin_micro_batch(self) -> Residents:
+        """The first one of a step sends the first messages off.
+
+        Raises:
+            RuntimeError: when there was no optimizer step after the last micro-batch of a step.
+        """
+        seen = 0 if self._residents is None else len(self._residents.first.micro_batches)
+        if not seen:
+            residents = self.make_agents()
+            residents.collect()
+            residents.forget_gradients()
+            self.driver.begin()
+        refuse_late_closure(seen, self._strategy.module.trainer.accumulate_grad_batches)
+        return self.residents
+
+    def exchange(self) -> None:
+        """The own gradients are there: take the models and directions from which the optimizer steps."""
+        directions = self.driver.finish(self.residents.own_gradients())
+        self.residents.hand_out()
+        self.residents.take_directions(directions)
+
+    def end_step(self) -> None:
+        """The optimizer has stepped."""
+        self.residents.collect()
+        self.driver.end()
+        self.residents.hand_out()
+        for resident in self.residents:
+            resident.micro_batches.clear()
+
+
+def mean_by_name(reports: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """The mean of every value over the reports that have it, float64."""
+    names = dict.fromkeys(name for report in reports for name in report)
+    return {
+        name: torch.stack([torch.as_tensor(report[name]).double() for report in reports if name in report]).mean()
+        for name in names
+    }

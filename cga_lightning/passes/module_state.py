@@ -1,0 +1,83 @@
+"""All tensors of a module that belong to one agent: parameters, frozen or not, and buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+State = list[Tensor]
+"""The data of every parameter and buffer of a module, by reference, in a fixed order."""
+
+
+class ModuleState:
+    """Reads and replaces the tensors of one module without copying them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.parameters = list(module.parameters())
+        self._buffers = [
+            (m, name) for m in module.modules() for name, buffer in m._buffers.items() if buffer is not None
+        ]
+
+    @property
+    def keys(self) -> list[tuple[int, str]]:
+        """What identifies every tensor as long as its module lives, in the order of a state."""
+        return [(id(p), "") for p in self.parameters] + [(id(m), name) for m, name in self._buffers]
+
+    def capture(self) -> State:
+        """The tensors that the module uses now."""
+        return [p.data for p in self.parameters] + [getattr(m, name) for m, name in self._buffers]
+
+    def activate(self, state: State) -> None:
+        """Let the module use these tensors from now on; not while a graph of its parameters is alive."""
+        count = len(self.parameters)
+        for parameter, data in zip(self.parameters, state[:count], strict=True):
+            parameter.data = data
+        for (m, name), buffer in zip(self._buffers, state[count:], strict=True):
+            m._buffers[name] = buffer
+
+    @contextmanager
+    def activated(self, state: State) -> Iterator[None]:
+        """Let the module use these tensors inside the block, then those it used before."""
+        before = self.capture()
+        self.activate(state)
+        try:
+            yield
+        finally:
+            self.activate(before)
+
+
+def overwrite(state: State, values: State) -> None:
+    """Copy `values` into the tensors of `state`, but for expanded ones: they are constants, alike on every agent."""
+    for tensor, value in zip(state, values, strict=True):
+        if all(stride or size == 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            tensor.copy_(value)
+
+
+def mean_state(states: Sequence[State], reduce: Callable[[Tensor], Tensor] = lambda mean: mean) -> State:
+    """The consensus: the mean over agents of every floating tensor, agent 0's value of the others (counters).
+
+    Args:
+        states: those of the agents of this process.
+        reduce: completes the mean of a tensor over all processes. Sums run in float32 or wider.
+    """
+    return [_mean(tensors, reduce) for tensors in zip(*states, strict=True)]
+
+
+def squared_distance(state: State, mean: State) -> Tensor:
+    """|x - mean|^2 over all floating tensors of two states, a float64 scalar."""
+    pairs = [(a, b) for a, b in zip(state, mean, strict=True) if a.is_floating_point()]
+    return torch.stack([(a.double() - b.double()).square().sum() for a, b in pairs]).sum()
+
+
+def _mean(tensors: Sequence[Tensor], reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    first = tensors[0]
+    if not (first.is_floating_point() or first.is_complex()):
+        return first.clone()
+    wide = torch.float32 if first.itemsize < torch.float32.itemsize else first.dtype
+    total = first.to(wide, copy=True)
+    for tensor in tensors[1:]:
+        total += tensor.to(wide)
+    return reduce(total.div_(len(tensors))).to(first.dtype)

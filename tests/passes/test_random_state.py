@@ -1,0 +1,87 @@
+"""Random states come back, also where a trace tells that a generator need not be asked."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cga_lightning.passes.random_state import RandomState, seed_all, streams_of
+
+DRAWS = {
+    "torch": lambda: float(torch.rand(())),
+    "python": random.random,
+    "python normal": lambda: random.gauss(0, 1),
+    "numpy": lambda: float(np.random.rand()),  # noqa: NPY002
+    "numpy normal": lambda: float(np.random.randn()),  # noqa: NPY002
+}
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    before = RandomState.capture()
+    yield
+    before.restore()
+
+
+def numbers(names):
+    return [DRAWS[name]() for name in names]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    before=st.lists(st.sampled_from(sorted(DRAWS)), max_size=3),
+    first=st.lists(st.sampled_from(sorted(DRAWS)), max_size=4),
+    second=st.lists(st.sampled_from(sorted(DRAWS)), max_size=4),
+)
+def test_every_stream_goes_on_where_it_was(before, first, second):
+    """What follows `start` is drawn again after `now`, as often as one likes: a pass with the numbers of another."""
+    seed_all(1)
+    numbers(before)
+    start = RandomState.capture()
+    drawn = numbers(first)
+    now = RandomState.capture(since=start)
+    expected = numbers(second)
+    now.restore()
+    for _ in range(2):
+        current = RandomState.capture(since=now)
+        start.restore(current)
+        assert numbers(first) == drawn
+        current.restore(RandomState.capture(since=start))
+    assert numbers(second) == expected
+
+
+def test_nothing_is_asked_twice():
+    start = RandomState.capture()
+    again = RandomState.capture(since=start)
+    assert again.python is start.python and again.numpy is start.numpy
+    random.random()
+    assert RandomState.capture(since=start).python != start.python
+
+
+def test_another_generator_of_numpy_is_asked_every_time():
+    before = np.random.get_bit_generator()  # noqa: NPY002
+    np.random.set_bit_generator(np.random.PCG64(0))  # noqa: NPY002
+    try:
+        start = RandomState.capture()
+        drawn = numbers(["numpy"])
+        start.restore(RandomState.capture(since=start))
+        assert numbers(["numpy"]) == drawn
+    finally:
+        np.random.set_bit_generator(before)  # noqa: NPY002
+
+
+def test_streams_of_agents_start_at_the_seed_plus_their_rank():
+    torch.manual_seed(5)
+    expected = []
+    for rank in (0, 3):
+        seed_all(5 + rank)
+        expected.append(numbers(DRAWS))
+    torch.manual_seed(5)
+    for state, draws in zip(streams_of([0, 3]), expected, strict=True):
+        state.restore()
+        assert numbers(DRAWS) == draws
