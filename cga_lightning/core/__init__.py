@@ -1,4 +1,4 @@
-"""What a step is made of, without Lightning: agents, the contract of an algorithm, messages, and the driver of a step."""
+"""What a step is made of, without Lightning: agents, the contract of an algorithm, messages, the driver of a step."""
 
 from cga_lightning.core.agent import Agent
 from cga_lightning.core.algorithm import Algorithm, Exchange, Messages, Step, gossip

@@ -9,16 +9,15 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from itertools import chain, count
-from threading import Timer
 from traceback import clear_frames
 
 import torch.distributed as dist
 from torch import Tensor
 
 from cga_lightning.core.algorithm import Exchange, Messages, Step
+from cga_lightning.core.patience import Patience
 
 PATIENCE = 30.0
 """Seconds of waiting after which an agent says for whom."""
@@ -80,7 +79,9 @@ class Communicator(ABC):
     def _advance(self, inboxes: Sequence[Messages | None], in_use: bool = False) -> None:
         yielded = [_resume(step, inbox) for step, inbox in zip(self._steps, inboxes, strict=True)]
         self.pending = any(exchange is not None for exchange in yielded)
-        if self.pending:
+        if not self.pending:
+            self._steps = []  # generators cannot be copied to another process
+        else:
             self._place, self._name = next(self._names)
             exchanges = [Exchange.of(exchange or {}) for exchange in yielded]
             self.traffic[self._name] += sum(t.nbytes for exchange in exchanges for t in exchange.outbox.values())
@@ -143,6 +144,7 @@ class ProcessGroupCommunicator(Communicator):
         super().__init__()
         self.rank = rank
         self.timeout = timeout
+        self._patience = Patience(PATIENCE, self._warn)
         self._works: list[dist.Work] = []
 
     def _send(self, exchanges: list[Exchange], in_use: bool) -> None:
@@ -171,7 +173,7 @@ class ProcessGroupCommunicator(Communicator):
     def _receive(self) -> list[Messages]:
         # One work per operation in order, or one for all of them (NCCL): either way all are waited for.
         one_each = len(self._works) == len(self._peers)
-        with self._patience():
+        with self._patience.waiting():
             for i in range(len(self._works)):
                 self._awaited = self._peers[i : i + 1] if one_each else self._peers
                 try:
@@ -189,17 +191,6 @@ class ProcessGroupCommunicator(Communicator):
         self._works = []  # each would keep the connections open
         if dist.is_initialized() and dist.get_backend() == "gloo":
             dist.destroy_process_group()
-
-    @contextmanager
-    def _patience(self) -> Iterator[None]:
-        """Say whom this agent waits for, if that takes long. A wait itself cannot be resumed after a timeout."""
-        timer = Timer(PATIENCE, self._warn)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
     def _warn(self) -> None:
         _log.warning(

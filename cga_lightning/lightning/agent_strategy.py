@@ -1,4 +1,4 @@
-"""What agents in processes and agents in a simulation have in common: the hooks of a strategy, handed to what it owns."""
+"""What agents in processes and in a simulation have in common: the hooks of a strategy, handed to what it owns."""
 
 from __future__ import annotations
 

@@ -120,8 +120,8 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
         devices = len(self.parallel_devices or ())
         if devices > 1:
             raise ValueError(
-                f"SimulatedStrategy runs all agents on one device, got Trainer(devices={devices}). Set devices=1, or use "
-                "DecentralizedStrategy for one agent per process."
+                f"SimulatedStrategy runs all agents on one device, got Trainer(devices={devices}). Set devices=1, or "
+                "use DecentralizedStrategy for one agent per process."
             )
         super()._configure_launcher()
 

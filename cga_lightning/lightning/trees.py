@@ -1,7 +1,7 @@
 """Which Lightning: `lightning.pytorch` and `pytorch_lightning` are two class trees, and a Trainer accepts only its own.
 
-The public classes are those of `pytorch_lightning`. Their objects are offered to Trainers of the other tree as well; one
-that is taken turns into its twin: the same class, on top of the other tree.
+The public classes are those of `pytorch_lightning`. Their objects are offered to Trainers of the other tree as well;
+one that is taken turns into its twin: the same class, on top of the other tree.
 """
 
 from __future__ import annotations

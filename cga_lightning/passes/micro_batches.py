@@ -33,9 +33,9 @@ class MicroBatches:
         self._micro_batches.clear()
         self._used = 0
 
-    def append(self, *arguments: Any, since: RandomState | None = None) -> None:
-        """Remember the arguments of a training step that is about to run, and the random state, see `capture`."""
-        self._micro_batches.append((arguments, RandomState.capture(since)))
+    def append(self, *arguments: Any, start: RandomState | None = None) -> None:
+        """Remember the arguments of a training step that is about to run, and the random state, now unless given."""
+        self._micro_batches.append((arguments, RandomState.capture() if start is None else start))
 
     def gradient(
         self,
@@ -44,7 +44,7 @@ class MicroBatches:
         layout: FlatLayout,
         backward: Backward,
         at: Tensor,
-        since: RandomState | None = None,
+        now: RandomState | None = None,
     ) -> Tensor:
         """The gradient `[d]` of their loss at the parameters `at` `[d]`, leaving no trace in `module`.
 
@@ -56,24 +56,23 @@ class MicroBatches:
             layout: where they lie in it.
             backward: one pass of one micro-batch.
             at: where to evaluate the gradient.
-            since: see `RandomState.capture`.
+            now: the random state, if it is known.
         """
         with moved(parameters, layout.views(at)), attributes_copied(module), torch.enable_grad():
-            self._run(backward, RandomState.capture(since))
+            self._run(backward, RandomState.capture() if now is None else now)
             buffer, views = self._buffer(layout)
             return layout.write([parameter.grad for parameter in parameters], buffer, views)
 
     def _run(self, backward: Backward, before: RandomState) -> None:
         """The passes, each with the random numbers of its own pass; leaves the random state `before`."""
-        now: RandomState | None = before
+        since = before
         try:
             for arguments, start in self._micro_batches:
-                start.restore(now)
-                now = None  # should the pass fail
+                start.restore(since)
+                since = start
                 backward(*arguments)
-                now = RandomState.capture(since=start)
         finally:
-            before.restore(now)
+            before.restore(since)
 
     def _buffer(self, layout: FlatLayout) -> tuple[Tensor, list[Tensor]]:
         """The next buffer of this step and its views; made once: fresh memory costs more than the copy into it."""

@@ -30,13 +30,13 @@ class RandomState(_Saved):
     Tensors, numbers and plain containers only, so that any reader of checkpoints accepts its `_asdict()`.
     """
 
-    _trace: bytes | None = None
+    _trace: tuple[bytes, bytes] | None = None
 
     @classmethod
     def capture(cls, since: RandomState | None = None) -> RandomState:
         """The state now; faster where the generators come from the state `since` and have hardly moved."""
         trace = _trace()
-        if since is not None and since._trace is not None and since._trace == trace:
+        if since is not None and since._is_still_at(trace):
             python, numpy = since.python, since.numpy
         else:
             python, numpy = random.getstate(), _numpy_state()
@@ -46,17 +46,21 @@ class RandomState(_Saved):
         state._trace = None if keeps_a_number else trace
         return state
 
-    def restore(self, now: RandomState | None = None) -> None:
-        """Make it the state again; faster if it is known what the state is `now`."""
+    def restore(self, since: RandomState | None = None) -> None:
+        """Make it the state again; faster where the generators come from the state `since` and have hardly moved."""
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda)
-        if now is None or self._trace is None or now._trace != self._trace:
+        if since is None or since._trace != self._trace or not since._is_still_at(_trace()):
             random.setstate(self.python)
             np.random.set_state(self.numpy)  # noqa: NPY002
 
+    def _is_still_at(self, trace: tuple[bytes, bytes] | None) -> bool:
+        """Whether Python's and numpy's generators, which come from this state and have this trace, have not moved."""
+        return trace is not None and self._trace == trace
 
-def _trace() -> bytes | None:
+
+def _trace() -> tuple[bytes, bytes] | None:
     """The memory of Python's and numpy's global generators; None where it is not known how they keep their states.
 
     Two traces are equal only if the states are, except for the second number of a pair of normal ones that a generator
@@ -67,8 +71,8 @@ def _trace() -> bytes | None:
     if sys.implementation.name != "cpython" or type(numpy) is not np.random.MT19937:
         return None
     head, size = object.__basicsize__, type(python).__basicsize__
-    words = ctypes.string_at(numpy.ctypes.state_address, _NUMPY_BYTES)
-    return ctypes.string_at(id(python) + head, size - head) + words
+    body = ctypes.string_at(id(python) + head, size - head)
+    return body, ctypes.string_at(numpy.ctypes.state_address, _NUMPY_BYTES)
 
 
 _NUMPY_BYTES = 625 * 4

@@ -204,9 +204,9 @@ class Residents:
 
     def _gradient_of(self, resident: Resident) -> Callable[[Tensor], Tensor]:
         def gradient(at: Tensor) -> Tensor:
-            self.shared.swap_in(resident)
-            what = (self._module, self.parameters, self.layout, self._backward, at)
-            result = resident.micro_batches.gradient(*what, resident.random_state)
+            now = self.shared.swap_in(resident)
+            what = (self._module, self.parameters, self.layout, self._backward, at, now)
+            result = resident.micro_batches.gradient(*what)
             return unscale(result, resident.scaler)
 
         return gradient
@@ -215,9 +215,9 @@ class Residents:
 
     def swap_in(self, resident: Resident, *micro_batch: Any) -> None:
         """The module is that of this agent now, which is about to see a micro-batch, if one is given."""
-        self.shared.swap_in(resident)
+        now = self.shared.swap_in(resident)
         if micro_batch:
-            resident.micro_batches.append(*micro_batch, since=resident.random_state)
+            resident.micro_batches.append(*micro_batch, start=now)
 
     def each(self) -> Iterator[Resident]:
         """Every agent while it is swapped in, with its options of the parameter groups; the first one stays."""

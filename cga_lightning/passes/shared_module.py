@@ -54,7 +54,7 @@ class SharedModule:
         self._originals = dict(zip(self.module_state.keys, self.module_state.capture(), strict=True))
         self._precision = precision
         self._inside: Belongings | None = None
-        self._last: RandomState | None = None  # from which the generators come; where they are, if nobody is inside
+        self._last: RandomState | None = None  # from which the generators come
 
     @property
     def scaler(self) -> GradScaler | None:
@@ -74,18 +74,23 @@ class SharedModule:
         """`agent` is inside, with all that the module holds now."""
         self._inside = agent
 
-    def swap_in(self, agent: Belongings) -> None:
-        """The module is that of `agent` now; not while a graph of its parameters is alive."""
+    def swap_in(self, agent: Belongings) -> RandomState:
+        """The module is that of `agent` now; not while a graph of its parameters is alive.
+
+        Returns:
+            The random state now.
+        """
         if agent is self._inside:
-            return
+            self.refresh_random_state()
+            return agent.random_state
         self.swap_out()
         self.module_state.activate(agent.state)
         self.optimizer.state = agent.optimizer_state
         if agent.scaler is not None:
             self._precision.scaler = agent.scaler
         agent.random_state.restore(self._last)
-        self._last = agent.random_state
-        self._inside = agent
+        self._inside, self._last = agent, agent.random_state
+        return agent.random_state
 
     def swap_out(self) -> None:
         """Nobody is inside: the agent takes back what may have been replaced. The module keeps its tensors."""
@@ -97,6 +102,11 @@ class SharedModule:
         if self._inside is not None:
             self.refresh_tensors()
             self._inside.optimizer_state = self.optimizer.state
+            self.refresh_random_state()
+
+    def refresh_random_state(self) -> None:
+        """Note only where the random streams are."""
+        if self._inside is not None:
             self._inside.random_state = self._last = RandomState.capture(since=self._last)
 
     def look_again(self) -> None:

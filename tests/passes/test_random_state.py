@@ -49,9 +49,9 @@ def test_every_stream_goes_on_where_it_was(before, first, second):
     now.restore()
     for _ in range(2):
         current = RandomState.capture(since=now)
-        start.restore(current)
+        start.restore(since=current)
         assert numbers(first) == drawn
-        current.restore(RandomState.capture(since=start))
+        current.restore(since=start)
     assert numbers(second) == expected
 
 
@@ -69,7 +69,7 @@ def test_another_generator_of_numpy_is_asked_every_time():
     try:
         start = RandomState.capture()
         drawn = numbers(["numpy"])
-        start.restore(RandomState.capture(since=start))
+        start.restore(since=start)
         assert numbers(["numpy"]) == drawn
     finally:
         np.random.set_bit_generator(before)  # noqa: NPY002

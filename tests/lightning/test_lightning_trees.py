@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 import cga_lightning as cga
 from cga_lightning.lightning import trees
 from cga_lightning.lightning.launching import PromptLauncher
-from tests.tree_script import QUIET, TREES, Line, samples
+from tests.lightning.tree_script import QUIET, TREES, Line, samples
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("tree_script.py")
 
 pytestmark = [
@@ -80,7 +80,7 @@ def test_every_tree_that_is_imported_trains(modules, strategies):
 
 LIBRARY = """
 import {second}, {first} as pl
-from tests.tree_script import Line, trained
+from tests.lightning.tree_script import Line, trained
 
 class Model(Line, pl.LightningModule):
     pass
