@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from cga_lightning import ops, partition
 from cga_lightning.algorithms import (
     CGA,
@@ -35,7 +33,7 @@ from cga_lightning.topology import (
     Torus,
 )
 
-__version__ = version("cga-lightning")
+__version__ = "0.1.0"
 
 __all__ = [
     "CGA",

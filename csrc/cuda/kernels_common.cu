@@ -7,7 +7,7 @@ namespace cga::cuda {
 
 const std::vector<Kernel> kernels_common = {
     CGA_KERNELS_0(CGA_KERNEL_ADDRESS)
-    {"prepare", reinterpret_cast<const void*>(prepare)},
+    {"prepare", reinterpret_cast<const void*>(::prepare)},
 };
 
 }  // namespace cga::cuda
