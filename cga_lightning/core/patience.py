@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Thread
+from threading import Event, Thread
 
 
 class Patience:
@@ -21,6 +22,7 @@ class Patience:
         self._complain = complain
         self._since: float | None = None
         self._thread: Thread | None = None
+        self._ended = Event()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -28,15 +30,21 @@ class Patience:
         if self._thread is None:
             self._thread = Thread(target=self._watch, name="patience", daemon=True)
             self._thread.start()
+            atexit.register(self.end)  # a thread that wakes up while the interpreter ends may bring it down
         self._since = time.monotonic()
         try:
             yield
         finally:
             self._since = None
 
+    def end(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
     def _watch(self) -> None:
-        while True:
-            time.sleep(self._seconds / 20)
+        while not self._ended.wait(self._seconds / 20):
             since = self._since
             if since is not None and time.monotonic() - since > self._seconds:
                 self._since = None

@@ -24,7 +24,9 @@ def main() -> None:
     library, runtime = ctypes.CDLL(str(path)), ctypes.CDLL(None)
     for table in TABLES:
         name = f"kernels_{table}"
-        first, last = (ctypes.c_void_p * 2).in_dll(library, f"_ZN3cga4cuda{len(name)}{name}E")  # begin and end of a vector
+        first, last = (ctypes.c_void_p * 2).in_dll(
+            library, f"_ZN3cga4cuda{len(name)}{name}E"
+        )  # begin and end of a vector
         for address in range(first, last, ctypes.sizeof(Kernel)):
             kernel = Kernel.from_address(address)
             known = runtime.is_registered(ctypes.c_void_p(kernel.function))
