@@ -94,6 +94,14 @@ class Writes(Classifier):
         return loss
 
 
+class Replaces(Classifier):
+    """Gives a parameter other memory while the step is under way."""
+
+    def on_after_backward(self) -> None:
+        bias = self.net[2].bias
+        bias.data = bias.data + 0.01
+
+
 def both(
     algorithm: cga.Algorithm | str, folder: Path, topology: cga.Topology | str = "ring", module: type = Classifier
 ) -> tuple[list[dict], list[dict]]:
@@ -122,8 +130,9 @@ def test_on_a_graph_that_varies_in_time(algorithm: str, tmp_path: Path) -> None:
     assert largest_difference(processes, simulated) <= 1e-6
 
 
-def test_a_pass_that_writes_into_parameters_does_not_reach_what_travels(tmp_path: Path) -> None:
-    processes, simulated = both("dpsgd", tmp_path, module=Writes)
+@pytest.mark.parametrize("module", [Writes, Replaces])
+def test_a_pass_that_writes_into_parameters_does_not_reach_what_travels(module: type, tmp_path: Path) -> None:
+    processes, simulated = both("dpsgd", tmp_path, module=module)
     assert largest_difference(processes, simulated) <= 1e-6
     assert largest_difference(*[both("dpsgd", tmp_path)[1], simulated]) > 1e-2  # what was written is kept
 

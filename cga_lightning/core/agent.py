@@ -143,6 +143,8 @@ class Agent:
 
         The old buffer is left as it is until the next call, since neighbors may still read it.
         """
+        if self._mixed is self.params:  # an algorithm has gone back to a model of before
+            self._mixed = torch.empty_like(self.params)
         self.params, self._mixed = self.average(self.params, models, out=self._mixed), self.params
 
     # --- what algorithms remember

@@ -53,9 +53,9 @@ class Algorithm(ABC):
     until the same exchange of the next step, which may use its memory again: copy what is to be kept.
 
     The messages of the first exchange of `step` travel during the own forward and backward pass, unless `agent.grad` is
-    asked for before: then that exchange waits for it, and what stands before it in `step` may have run twice. A step
-    may do without any exchange. After `step` the optimizer updates `agent.params` along `agent.grad`; then comes
-    `after_step`.
+    asked for before: then that exchange waits for it. Only where steps differ in that, what stands before the exchange
+    may run twice, the second time from the same `params`, `state` and `diagnostics`. A step may do without any
+    exchange. After `step` the optimizer updates `agent.params` along `agent.grad`; then comes `after_step`.
 
     What an algorithm keeps from step to step goes into `agent.state`. Each algorithm object has one of its own: a
     wrapper and the algorithm that it holds in an attribute may use the same keys.

@@ -55,8 +55,12 @@ class Communicator(ABC):
         self._names = enumerate(chain(exchanges, (f"exchange {i}" for i in count(len(exchanges) + 1))))
 
     def begin(self, steps: Sequence[Step]) -> None:
-        """Start one generator per agent of this process."""
+        """Start one generator per agent of this process, while the senders go on to use what they send."""
         self._start(steps, in_use=True)
+
+    def start(self, steps: Sequence[Step]) -> None:
+        """Start one generator per agent of this process, to be finished right away."""
+        self._start(steps, in_use=False)
 
     def finish(self) -> None:
         """Run them to their end.
@@ -69,10 +73,10 @@ class Communicator(ABC):
 
     def run(self, steps: Sequence[Step]) -> None:
         """Start one generator per agent of this process and run them to their end."""
-        self._start(steps)
+        self.start(steps)
         self.finish()
 
-    def _start(self, steps: Sequence[Step], in_use: bool = False) -> None:
+    def _start(self, steps: Sequence[Step], in_use: bool) -> None:
         self._steps = list(steps)
         self._advance([None] * len(self._steps), in_use)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from cga_lightning.core.agent import Agent, GradientNotComputed
-from cga_lightning.core.algorithm import Algorithm
+from cga_lightning.core.algorithm import Algorithm, Step
 from cga_lightning.core.communication import Communicator
 from cga_lightning.core.finite import FiniteCheck
 from cga_lightning.core.loss_scaling import Overflow, rescale, unscale
@@ -58,7 +58,7 @@ class StepDriver:
         self.agents = list(agents)
         self.communicator = communicator
         self._begun = False
-        self._waits_for_gradient = False
+        self._sends_first = False  # whether the last step has sent something before it asked for the gradient
         self._finite: dict[int, FiniteCheck] = {}
 
     @property
@@ -67,7 +67,7 @@ class StepDriver:
         return self.agents[0].step if self.agents else 0
 
     def begin(self) -> list[Tensor]:
-        """A step begins: the first messages go off, unless they depend on the gradient.
+        """A step begins: the first messages go off, if those of the last step did not depend on the gradient.
 
         Returns:
             The models `[d]` of the agents, at which their own gradients are due.
@@ -79,20 +79,22 @@ class StepDriver:
             agent.enter(graph)
         models = [agent.params for agent in self.agents]
         self.communicator.open_step(self.step, self.algorithm.exchanges)
-        self._begun = not self._waits_for_gradient and self._begin_early()
+        self._begun = self._sends_first and self._begin_early()
         return models
 
     def _begin_early(self) -> bool:
         put_back = [agent.snapshot() for agent in self.agents]
         try:
-            self.communicator.begin([self.algorithm.step(agent) for agent in self.agents])
-        except GradientNotComputed:
-            self._waits_for_gradient = True  # at this step and, likely, at the next ones
-        if self._waits_for_gradient or not self.communicator.pending:
-            for restore in put_back:  # nothing has been sent: start again once the gradient is there
+            self.communicator.begin(self._steps())
+        except GradientNotComputed:  # this step is another kind; nothing has been sent: start again once it is there
+            for restore in put_back:
                 restore()
             return False
+        self._sends_first = self.communicator.pending
         return True
+
+    def _steps(self) -> list[Step]:
+        return [self.algorithm.step(agent) for agent in self.agents]
 
     def finish(self, gradients: Sequence[Tensor | OwnGradient]) -> list[Tensor | None]:
         """The own gradients are there: run `Algorithm.step` to its end, so that `params` are ready for the optimizer.
@@ -106,10 +108,10 @@ class StepDriver:
         """
         own = [OwnGradient.of(gradient) for gradient in gradients]
         overflows = [self._offer(agent, gradient) for agent, gradient in zip(self.agents, own, strict=True)]
-        if self._begun:
-            self.communicator.finish()
-        else:
-            self.communicator.run([self.algorithm.step(agent) for agent in self.agents])
+        if not self._begun:
+            self.communicator.start(self._steps())
+            self._sends_first = self.communicator.pending and all(agent.direction is None for agent in self.agents)
+        self.communicator.finish()
         for agent, overflow in zip(self.agents, overflows, strict=True):
             if overflow is not None:
                 agent.grad = overflow.mark(agent.grad)

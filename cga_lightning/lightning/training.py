@@ -136,6 +136,7 @@ class Training:
 
     def exchange(self) -> None:
         """The own gradients are there: take the models and directions from which the optimizer steps."""
+        self.residents.collect()  # what the pass has written
         directions = self.driver.finish(self.residents.own_gradients())
         self.residents.hand_out()
         self.residents.take_directions(directions)

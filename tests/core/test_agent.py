@@ -27,6 +27,15 @@ def test_mixing_leaves_the_buffer_that_neighbors_may_read() -> None:
     torch.testing.assert_close(agent.params, (copy + 3) / 3)
 
 
+def test_a_mix_that_is_taken_back_leaves_the_model_as_it_was() -> None:
+    agent = agent_on(Ring(3))
+    for _ in range(3):
+        before, copy = agent.params, agent.params.clone()
+        agent.mix({1: torch.ones(4), 2: torch.full((4,), 2.0)})
+        assert torch.equal(before, copy)
+        agent.params = before
+
+
 def test_the_own_gradient_is_not_there_before_it_is_computed() -> None:
     agent = agent_on(Ring(3))
     with pytest.raises(RuntimeError, match="after the first exchange"):

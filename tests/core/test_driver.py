@@ -154,14 +154,17 @@ def test_a_received_message_may_be_overwritten(factors: list[float]) -> None:
 
 def test_what_happens_to_a_message_after_it_was_sent_changes_nothing() -> None:
     agents = Quadratics(2, heterogeneity=1.0).agents(cga.Complete(2))
-    mean = (agents[0].params + agents[1].params) / 2
     driver = StepDriver(cga.DPSGD(), agents, LocalCommunicator())
-    models = driver.begin()
-    gradients = [agent.gradient(at=model) for agent, model in zip(agents, models, strict=True)]
-    models[0].add_(1.0)  # as a forward pass that writes into its parameters
-    driver.finish(gradients)
-    torch.testing.assert_close(agents[0].params, mean + 0.5)
-    torch.testing.assert_close(agents[1].params, mean)
+    for step in range(3):
+        agents[1].params = agents[1].params + 1.0  # so that they differ
+        mean = (agents[0].params + agents[1].params) / 2
+        models = driver.begin()
+        gradients = [agent.gradient(at=model) for agent, model in zip(agents, models, strict=True)]
+        models[0].add_(1.0)  # as a forward pass that writes into its parameters
+        driver.finish(gradients)
+        driver.end()
+        torch.testing.assert_close(agents[0].params, mean + 0.5)
+        torch.testing.assert_close(agents[1].params, mean + (0.0 if step else 0.5))  # sent before, but for the first
 
 
 # --- the own gradient
@@ -244,6 +247,35 @@ def test_a_gradient_that_nobody_asks_for_is_not_brought_together() -> None:
     own = [OwnGradient([torch.ones(8)], lambda rank=rank: asked.append(rank) or torch.ones(8)) for rank in range(2)]
     assert driver.finish(own) == [None, None] and not asked
     assert driver.diagnostics(agents[0])["gradient_norm"] == pytest.approx(8**0.5) and asked == [0]
+
+
+class CountsInPlace(cga.Algorithm):
+    """Adds to its parameters and to a counter in place; talks at every `period`-th step only."""
+
+    exchanges = ("models",)
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+    def step(self, agent: Agent) -> Step:
+        agent.params.add_(1.0)
+        agent.state.setdefault("count", torch.zeros(())).add_(1)
+        if agent.step % self.period == 0:
+            models = yield {rank: agent.params for rank in agent.neighbors}
+            agent.mix(models)
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 100])
+def test_a_step_runs_once(period: int) -> None:
+    agents = Quadratics(2, heterogeneity=1.0).agents(cga.Complete(2))
+    driver = StepDriver(CountsInPlace(period), agents, LocalCommunicator())
+    start = torch.stack([agent.params for agent in agents]).mean(0)
+    for _ in range(7):
+        driver.begin()
+        driver.finish([torch.ones(8, dtype=torch.float64)] * 2)
+        driver.end()
+    assert [int(agent.state["count"]) for agent in agents] == [7, 7]
+    torch.testing.assert_close(torch.stack([agent.params for agent in agents]).mean(0), start + 7)
 
 
 class NotAGenerator(cga.Algorithm):
