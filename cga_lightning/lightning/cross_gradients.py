@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch import Tensor
 
-from cga_lightning.passes.collectives import ForbidCollectives, raise_collective
+from cga_lightning.passes.collectives import POINT_TO_POINT, ForbidCollectives, raise_collective
 from cga_lightning.passes.sandbox import Silence
 
 if TYPE_CHECKING:
@@ -29,13 +29,14 @@ class CrossGradients:
         self._training_step = training_step
         self._in_own_pass = False
         self._in_cross_pass = False
-        self._watched = False
+        self._watched: set[str] = set()
 
     def own_pass(self, *args: Any, **kwargs: Any) -> Any:
         """The user's step on the own model, as Lightning has asked for it."""
         self._in_own_pass = True
         try:
-            return self._training_step(*args, **kwargs)
+            with self._watch("own", POINT_TO_POINT):
+                return self._training_step(*args, **kwargs)
         finally:
             self._in_own_pass = False
 
@@ -51,15 +52,21 @@ class CrossGradients:
     @contextmanager
     def _cross_pass(self) -> Iterator[None]:
         trainer = self._strategy.module.trainer
-        watch = dist.is_initialized() and not self._watched  # the first pass only: it slows down every operator
         loggers, self._in_cross_pass = trainer.loggers, True
         trainer.loggers = list[Any](Silence() for _ in loggers)
         try:
-            with ForbidCollectives() if watch else nullcontext():  # type: ignore[no-untyped-call]
+            with self._watch("cross"):
                 yield
         finally:
             trainer.loggers, self._in_cross_pass = loggers, False
-        self._watched = True
+
+    @contextmanager
+    def _watch(self, kind: str, names: Collection[str] | None = None) -> Iterator[None]:
+        """Forbid collectives in the first pass of each kind only, since that slows down every operator."""
+        needless = kind in self._watched or not dist.is_initialized()
+        with nullcontext() if needless else ForbidCollectives(names):
+            yield
+        self._watched.add(kind)
 
     def loss(self, output: Any) -> Tensor:
         """The loss to differentiate, from what training_step has returned, as Lightning's loop computes it.

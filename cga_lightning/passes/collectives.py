@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+POINT_TO_POINT = frozenset({"send", "recv", "recv_any_source"})
+"""What would be taken for a message between agents, or take one, even in a pass that is run once."""
 
-class ForbidCollectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, a collective of `torch.distributed` raises: agents run a training step for different models each."""
+
+class ForbidCollectives(TorchDispatchMode):
+    """Inside, a collective of `torch.distributed` raises: agents run a training step for different models each.
+
+    Args:
+        names: which of them; all if None.
+    """
+
+    def __init__(self, names: Collection[str] | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._names = names
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Refuse operators of c10d, run all others."""
         if "c10d" in func.namespace:  # also _c10d_functional
-            raise_collective(func.overloadpacket.__name__.strip("_"))
+            name = func.overloadpacket.__name__.strip("_")
+            if self._names is None or name in self._names:
+                raise_collective(name)
         return func(*args, **(kwargs or {}))
 
 
