@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -23,6 +23,16 @@ def lookup(kind: str, known: Mapping[str, T], name: str) -> T:
         article = "an" if kind[0] in "aeiou" else "a"
         raise ValueError(f"Unknown {kind} {name!r}; known: {', '.join(known)}, or pass {article} {kind} of your own.")
     return known[name]
+
+
+def check_choice(name: str, given: object, allowed: Sequence[str]) -> None:
+    """Check that an option has one of the values that it may have.
+
+    Raises:
+        ValueError: it has none of them.
+    """
+    if given not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {given!r}.")
 
 
 def resolved(kind: str, known: Mapping[str, Callable[[], T]], given: str | T, base: type[Any]) -> T:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import cga_lightning as cga
 from cga_lightning.algorithms import Step, gossip
-from tests.toys import QUIET, Classifier, OwnData, SaveOwnWeights, largest_difference, one_class_each
+from tests.toys import QUIET, Classifier, OwnData, in_processes, largest_difference, one_class_each, simulated
 
 AGENTS = 4
 
@@ -102,17 +102,7 @@ class Replaces(Classifier):
         bias.data = bias.data + 0.01
 
 
-def both(
-    algorithm: cga.Algorithm | str, folder: Path, topology: cga.Topology | str = "ring", module: type = Classifier
-) -> tuple[list[dict], list[dict]]:
-    run = {"max_steps": 6, "max_epochs": -1, **QUIET}
-    simulated = cga.SimulatedStrategy(AGENTS, algorithm, topology)
-    pl.Trainer(strategy=simulated, devices=1, **run).fit(module(), datamodule=OwnData(one_class_each(AGENTS)))
-    save = SaveOwnWeights(folder)
-    processes = cga.DecentralizedStrategy(algorithm, topology, start_method="fork")
-    trainer = pl.Trainer(strategy=processes, devices=AGENTS, callbacks=[save], **run)
-    trainer.fit(module(), datamodule=OwnData(one_class_each(AGENTS)))
-    return save.load(AGENTS), simulated.agent_state_dicts()
+STEPS = 6
 
 
 ALGORITHMS = [SendsGradients(), Halves(), Local(empty=False), Local(empty=True), Reports()]
@@ -120,21 +110,22 @@ ALGORITHMS = [SendsGradients(), Halves(), Local(empty=False), Local(empty=True),
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=repr)
 def test_processes_equal_the_simulation(algorithm: cga.Algorithm, tmp_path: Path) -> None:
-    processes, simulated = both(algorithm, tmp_path)
-    assert largest_difference(processes, simulated) <= 1e-6
+    processes = in_processes(tmp_path, algorithm, "ring", AGENTS, STEPS)
+    assert largest_difference(processes, simulated(algorithm, "ring", AGENTS, STEPS)) <= 1e-6
 
 
 @pytest.mark.parametrize("algorithm", ["cga", "dpsgd", "gradient_tracking", "swarmsgd", "compcga"])
 def test_on_a_graph_that_varies_in_time(algorithm: str, tmp_path: Path) -> None:
-    processes, simulated = both(algorithm, tmp_path, Matching())
-    assert largest_difference(processes, simulated) <= 1e-6
+    processes = in_processes(tmp_path, algorithm, Matching(), AGENTS, STEPS)
+    assert largest_difference(processes, simulated(algorithm, Matching(), AGENTS, STEPS)) <= 1e-6
 
 
 @pytest.mark.parametrize("module", [Writes, Replaces])
 def test_a_pass_that_writes_into_parameters_does_not_reach_what_travels(module: type, tmp_path: Path) -> None:
-    processes, simulated = both("dpsgd", tmp_path, module=module)
-    assert largest_difference(processes, simulated) <= 1e-6
-    assert largest_difference(*[both("dpsgd", tmp_path)[1], simulated]) > 1e-2  # what was written is kept
+    processes = in_processes(tmp_path, "dpsgd", "ring", AGENTS, STEPS, module)
+    writing = simulated("dpsgd", "ring", AGENTS, STEPS, module)
+    assert largest_difference(processes, writing) <= 1e-6
+    assert largest_difference(simulated("dpsgd", "ring", AGENTS, STEPS), writing) > 1e-2  # what was written is kept
 
 
 def logged(folder: Path, strategy: cga.SimulatedStrategy | cga.DecentralizedStrategy) -> list[dict[str, str]]:
@@ -149,16 +140,16 @@ def logged(folder: Path, strategy: cga.SimulatedStrategy | cga.DecentralizedStra
 
 @pytest.mark.parametrize("algorithm", [cga.CGA(margin=0.0), Reports()], ids=["cga", "reports"])
 def test_the_monitor_logs_the_same_quantities(algorithm: cga.Algorithm, tmp_path: Path) -> None:
-    simulated = logged(tmp_path / "simulated", cga.SimulatedStrategy(AGENTS, algorithm))
+    one_process = logged(tmp_path / "simulated", cga.SimulatedStrategy(AGENTS, algorithm))
     processes = logged(tmp_path / "processes", cga.DecentralizedStrategy(algorithm, start_method="fork"))
-    assert len(simulated) == len(processes) == 4
+    assert len(one_process) == len(processes) == 4
     names = {"consensus_distance", "gradient_norm", "traffic/models"}
     names |= {"rank"} if isinstance(algorithm, Reports) else {"conflicts", "traffic/cross_gradients"}
-    for one, other in zip(simulated, processes, strict=True):
+    for one, other in zip(one_process, processes, strict=True):
         for name in names:
             assert float(one[name]) == pytest.approx(float(other[name]), abs=1e-5), name
     if isinstance(algorithm, Reports):
-        assert float(simulated[0]["rank"]) == 0.5  # over the two agents that report it
+        assert float(one_process[0]["rank"]) == 0.5  # over the two agents that report it
 
 
 def test_too_many_neighbors_are_refused_before_a_trainer_exists() -> None:

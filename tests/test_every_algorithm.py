@@ -12,7 +12,7 @@ import cga_lightning as cga
 from cga_lightning.algorithms import ALGORITHMS, from_name
 from cga_lightning.topology import TOPOLOGIES
 from tests.quadratics import Quadratics, train
-from tests.toys import QUIET, Classifier, OwnData, SaveOwnWeights, largest_difference, one_class_each
+from tests.toys import QUIET, in_processes, largest_difference, simulated
 
 AGENTS = 4
 
@@ -30,15 +30,9 @@ CASES: list[tuple[cga.Algorithm, str]] = [
 
 @pytest.mark.parametrize("algorithm, topology", CASES, ids=lambda value: str(value))
 def test_processes_equal_the_simulation(algorithm: cga.Algorithm, topology: str, tmp_path: Path) -> None:
-    run = {"max_steps": 20, **QUIET}
-    simulated = cga.SimulatedStrategy(AGENTS, algorithm, topology)
-    pl.Trainer(strategy=simulated, devices=1, **run).fit(Classifier(), datamodule=OwnData(one_class_each(AGENTS)))
-    processes = cga.DecentralizedStrategy(algorithm, topology, start_method="fork")
-    save = SaveOwnWeights(tmp_path)
-    trainer = pl.Trainer(strategy=processes, devices=AGENTS, callbacks=[save], **run)
-    trainer.fit(Classifier(), datamodule=OwnData(one_class_each(AGENTS)))
-    expected = simulated.agent_state_dicts()
-    assert largest_difference(save.load(AGENTS), expected) <= 1e-6
+    expected = simulated(algorithm, topology, AGENTS, steps=20)
+    processes = in_processes(tmp_path, algorithm, topology, AGENTS, steps=20)
+    assert largest_difference(processes, expected) <= 1e-6
     others = expected[1:]
     assert largest_difference(expected[:1] * len(others), others) > 1e-3  # else all agents are alike
 

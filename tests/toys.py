@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import cga_lightning as cga
+
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "logger": False,
@@ -92,3 +94,29 @@ def largest_difference(first: list[dict[str, Tensor]], second: list[dict[str, Te
     """Over all agents and tensors."""
     assert len(first) == len(second) > 0
     return max(float((a[name] - b[name]).abs().max()) for a, b in zip(first, second, strict=True) for name in a)
+
+
+def simulated(
+    algorithm: cga.Algorithm | str, topology: cga.Topology | str, agents: int, steps: int, module: type = Classifier
+) -> list[dict[str, Tensor]]:
+    """The agents' own weights after so many steps in one process."""
+    strategy = cga.SimulatedStrategy(agents, algorithm, topology)
+    run = {"max_steps": steps, "max_epochs": -1, **QUIET}
+    pl.Trainer(strategy=strategy, devices=1, **run).fit(module(), datamodule=OwnData(one_class_each(agents)))
+    return strategy.agent_state_dicts()
+
+
+def in_processes(
+    folder: Path,
+    algorithm: cga.Algorithm | str,
+    topology: cga.Topology | str,
+    agents: int,
+    steps: int,
+    module: type = Classifier,
+) -> list[dict[str, Tensor]]:
+    """The same with a process for every agent, which writes its weights into the folder."""
+    save, strategy = SaveOwnWeights(folder), cga.DecentralizedStrategy(algorithm, topology, start_method="fork")
+    run = {"max_steps": steps, "max_epochs": -1, "callbacks": [save], **QUIET}
+    trainer = pl.Trainer(strategy=strategy, devices=agents, **run)
+    trainer.fit(module(), datamodule=OwnData(one_class_each(agents)))
+    return save.load(agents)

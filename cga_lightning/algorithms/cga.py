@@ -11,6 +11,7 @@ from cga_lightning.algorithms.compressed import compressed, compressor_of
 from cga_lightning.compression import Compressor
 from cga_lightning.core.agent import Agent
 from cga_lightning.core.algorithm import Algorithm, Messages, Step
+from cga_lightning.names import check_choice
 from cga_lightning.ops import MOST_ROWS, Status, project_
 
 
@@ -58,8 +59,7 @@ class CGA(Algorithm):
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"CGA({name}=...) must be a finite number of at least 0, got {value!r}.")
         for name, choice, allowed in (("weights", weights, _WEIGHTS), ("scope", scope, _SCOPES)):
-            if choice not in allowed:
-                raise ValueError(f"CGA({name}=...) must be one of {', '.join(map(repr, allowed))}, got {choice!r}.")
+            check_choice(f"CGA({name}=...)", choice, allowed)
         self.margin = margin
         self.weights = weights
         self.scope = scope

@@ -32,9 +32,8 @@ class CommunicationError(RuntimeError):
 class Communicator(ABC):
     """Runs the steps of the agents of this process, exchange by exchange.
 
-    `open_step` names the exchanges to come. `begin` runs the generators up to their first messages and sends these off,
-    as they are then: what the senders do to them until `finish` changes nothing. `finish` runs the generators to the
-    end. A message that arrives is in memory that only its receiver uses.
+    `open_step` names the exchanges to come. `start` runs the generators up to their first messages and sends these off;
+    `finish` runs them to the end. A message that arrives is in memory that only its receiver uses.
 
     Attributes:
         traffic: payload bytes that the agents of this process have sent, by name of the exchange.
@@ -54,13 +53,15 @@ class Communicator(ABC):
         self._number = number
         self._names = enumerate(chain(exchanges, (f"exchange {i}" for i in count(len(exchanges) + 1))))
 
-    def begin(self, steps: Sequence[Step]) -> None:
-        """Start one generator per agent of this process, while the senders go on to use what they send."""
-        self._start(steps, in_use=True)
+    def start(self, steps: Sequence[Step], in_use: bool = False) -> None:
+        """Start one generator per agent of this process.
 
-    def start(self, steps: Sequence[Step]) -> None:
-        """Start one generator per agent of this process, to be finished right away."""
-        self._start(steps, in_use=False)
+        Args:
+            steps: the generators.
+            in_use: whether the senders go on to use what they send before `finish`: then it goes off as it is now.
+        """
+        self._steps = list(steps)
+        self._advance([None] * len(self._steps), in_use)
 
     def finish(self) -> None:
         """Run them to their end.
@@ -75,10 +76,6 @@ class Communicator(ABC):
         """Start one generator per agent of this process and run them to their end."""
         self.start(steps)
         self.finish()
-
-    def _start(self, steps: Sequence[Step], in_use: bool) -> None:
-        self._steps = list(steps)
-        self._advance([None] * len(self._steps), in_use)
 
     def _advance(self, inboxes: Sequence[Messages | None], in_use: bool = False) -> None:
         yielded = [_resume(step, inbox) for step, inbox in zip(self._steps, inboxes, strict=True)]

@@ -85,7 +85,7 @@ class StepDriver:
     def _begin_early(self) -> bool:
         put_back = [agent.snapshot() for agent in self.agents]
         try:
-            self.communicator.begin(self._steps())
+            self.communicator.start(self._steps(), in_use=True)
         except GradientNotComputed:  # this step is another kind; nothing has been sent: start again once it is there
             for restore in put_back:
                 restore()
@@ -139,4 +139,6 @@ class StepDriver:
         return {"gradient_norm": norm, "non_finite_gradients": norm.new_tensor(count), **agent.diagnostics}
 
     def _finite_check(self, agent: Agent) -> FiniteCheck:
-        return self._finite.setdefault(agent.rank, FiniteCheck(agent.rank))
+        if agent.rank not in self._finite:
+            self._finite[agent.rank] = FiniteCheck(agent.rank)
+        return self._finite[agent.rank]

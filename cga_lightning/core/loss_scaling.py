@@ -12,14 +12,19 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 
+def scaler_of(precision: object) -> GradScaler | None:
+    """The loss scaler of a precision plugin, if it has one."""
+    return getattr(precision, "scaler", None)
+
+
 def unscale(gradient: Tensor, scaler: GradScaler | None) -> Tensor:
     """In place: take the scale of an agent's loss out of its gradient."""
     return gradient if scaler is None else gradient.div_(scaler.scale(gradient.new_ones(())))
 
 
-def rescale(direction: Tensor, scaler: GradScaler | None) -> Tensor:
-    """What the scaler expects to find before the optimizer step."""
-    return direction if scaler is None else scaler.scale(direction)
+def rescale(tensor: Tensor, scaler: GradScaler | None) -> Tensor:
+    """A loss, or a direction as the scaler expects to find it before the optimizer step."""
+    return tensor if scaler is None else scaler.scale(tensor)
 
 
 class Overflow:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from cga_lightning.core.agent import Agent
+from cga_lightning.core.loss_scaling import scaler_of
 from cga_lightning.lightning.peers import Peers
 from cga_lightning.passes.random_state import RandomState
 from cga_lightning.passes.residents import Resident
@@ -178,9 +179,9 @@ class AgentFiles:
     # --- of the agent that is swapped in
 
     def _shard(self, agent: Agent) -> dict[str, Any]:
-        strategy, scaler = self._strategy, getattr(self._strategy.precision_plugin, "scaler", None)
+        strategy, scaler = self._strategy, scaler_of(self._strategy.precision_plugin)
         return {
-            "state_dict": self._strategy.module.state_dict(),
+            "state_dict": strategy.module.state_dict(),
             "optimizer_states": [strategy.optimizer_state(optimizer) for optimizer in strategy.optimizers],
             "lr_schedulers": [config.scheduler.state_dict() for config in strategy.lr_scheduler_configs],
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -189,8 +190,8 @@ class AgentFiles:
         }
 
     def _restore_module(self, shard: Mapping[str, Any]) -> None:
-        strategy, scaler = self._strategy, getattr(self._strategy.precision_plugin, "scaler", None)
-        self._strategy.module.load_state_dict(shard["state_dict"], strict=self._strategy.module.strict_loading)
+        strategy, scaler = self._strategy, scaler_of(self._strategy.precision_plugin)
+        strategy.module.load_state_dict(shard["state_dict"], strict=strategy.module.strict_loading)
         for optimizer, state in zip(strategy.optimizers, shard["optimizer_states"], strict=True):
             optimizer.load_state_dict(state)
         for config, state in zip(strategy.lr_scheduler_configs, shard["lr_schedulers"], strict=True):

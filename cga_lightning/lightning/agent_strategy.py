@@ -22,7 +22,7 @@ from cga_lightning.lightning.cross_gradients import CrossGradients
 from cga_lightning.lightning.loaders import LoadersOfPeers, LoadersOfSimulation, Uneven
 from cga_lightning.lightning.peers import Peers
 from cga_lightning.lightning.training import Training, mean_by_name
-from cga_lightning.names import resolved
+from cga_lightning.names import check_choice, resolved
 from cga_lightning.passes.module_state import State
 from cga_lightning.passes.parameters import trainable
 from cga_lightning.topology import TOPOLOGIES, Topology
@@ -61,9 +61,9 @@ class AgentStrategy(Strategy):
         **base: Any,
     ) -> None:
         super().__init__(**base)
-        refusals.refuse_choice("uneven", uneven, ("cycle", "min", "error"))
-        refusals.refuse_choice("eval_model", eval_model, ("consensus", "own"))
-        refusals.refuse_choice("resume", resume, ("agents", "consensus"))
+        check_choice("uneven", uneven, ("cycle", "min", "error"))
+        check_choice("eval_model", eval_model, ("consensus", "own"))
+        check_choice("resume", resume, ("agents", "consensus"))
         self.algorithm: Algorithm = resolved("algorithm", ALGORITHMS, algorithm, Algorithm)
         self.topology: Topology = resolved("topology", TOPOLOGIES, topology, Topology)
         self.uneven = uneven

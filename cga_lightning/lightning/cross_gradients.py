@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch import Tensor
 
+from cga_lightning.core.loss_scaling import rescale, scaler_of
 from cga_lightning.passes.collectives import POINT_TO_POINT, ForbidCollectives, raise_collective
 from cga_lightning.passes.sandbox import Silence
 
@@ -43,11 +44,9 @@ class CrossGradients:
     def backward(self, *arguments: Any) -> None:
         """Forward and backward of one micro-batch at the model that the module holds now."""
         with self._cross_pass():
-            loss = self.loss(self._training_step(*arguments))
-            scaler = getattr(self._strategy.precision_plugin, "scaler", None)
-            if scaler is not None:
-                loss = scaler.scale(loss)
-            self._strategy.precision_plugin.backward(loss, self._strategy.module, self._strategy.optimizers[0])
+            precision = self._strategy.precision_plugin
+            loss = rescale(self.loss(self._training_step(*arguments)), scaler_of(precision))
+            precision.backward(loss, self._strategy.module, self._strategy.optimizers[0])
 
     @contextmanager
     def _cross_pass(self) -> Iterator[None]:

@@ -156,7 +156,7 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """The own pass, on the own model; while it runs the first messages travel."""
         (resident,) = residents = self._training.begin_micro_batch()
-        residents.swap_in(resident, *args)
+        resident.micro_batches.append(*args, start=residents.swap_in(resident))
         return self._cross.own_pass(*args, **kwargs)
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:

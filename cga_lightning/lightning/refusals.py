@@ -13,12 +13,6 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
 
-def refuse_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Refuse the value of an option that is none of those allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-
-
 def refuse_layer_sync(layer_sync: object | None) -> None:
     """Refuse batch statistics over all agents."""
     if layer_sync is not None:

@@ -168,7 +168,7 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
 
     def _own_pass(self, resident: Resident, *micro_batch: Any) -> Any:
         residents = self._training.residents
-        residents.swap_in(resident, *micro_batch)
+        resident.micro_batches.append(*micro_batch, start=residents.swap_in(resident))
         residents.give_gradients(resident)
         output = self._cross.own_pass(*micro_batch)
         super().backward(self._cross.loss(output), self.optimizers[0])

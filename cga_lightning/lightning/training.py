@@ -93,7 +93,7 @@ class Training:
     @property
     def traffic(self) -> Counter[str]:
         """Payload bytes that the agents of this process have sent so far, by name of the exchange."""
-        return Counter() if self._driver is None else Counter(self._driver.communicator.traffic)
+        return Counter() if self.communicator is None else Counter(self.communicator.traffic)
 
     def states(self) -> list[State]:
         """The tensors of the agents of this process; those of the module before the first training step."""

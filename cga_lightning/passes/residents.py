@@ -213,11 +213,9 @@ class Residents:
 
     # --- one after the other
 
-    def swap_in(self, resident: Resident, *micro_batch: Any) -> None:
-        """The module is that of this agent now, which is about to see a micro-batch, if one is given."""
-        now = self.shared.swap_in(resident)
-        if micro_batch:
-            resident.micro_batches.append(*micro_batch, start=now)
+    def swap_in(self, resident: Resident) -> RandomState:
+        """The module is that of this agent now. Returns the random state now."""
+        return self.shared.swap_in(resident)
 
     def each(self) -> Iterator[Resident]:
         """Every agent while it is swapped in, with its options of the parameter groups; the first one stays."""

@@ -20,8 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cga_lightning.passes.random_state import RandomState
-
 # What every module has: parameters, submodules and hooks stay the same objects, in copied dictionaries.
 _REGISTRIES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set)) - {
     "_buffers"
@@ -54,17 +52,6 @@ class Silence:
 
     def __setitem__(self, _: Any, __: Any) -> None:
         pass
-
-
-@contextmanager
-def sandbox(module: nn.Module) -> Iterator[None]:
-    """Inside, changes to the `attributes_copied`, and to the global random streams, leave no trace."""
-    state = RandomState.capture()
-    try:
-        with attributes_copied(module):
-            yield
-    finally:
-        state.restore()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from cga_lightning.core.loss_scaling import scaler_of
 from cga_lightning.passes.module_state import ModuleState, State, overwrite
 from cga_lightning.passes.random_state import RandomState
 
@@ -59,7 +60,7 @@ class SharedModule:
     @property
     def scaler(self) -> GradScaler | None:
         """The loss scaler of the agent inside."""
-        return getattr(self._precision, "scaler", None)
+        return scaler_of(self._precision)
 
     def contents(self, copied: bool) -> tuple[State, Any, GradScaler | None]:
         """What the module holds now: tensors, optimizer state and scaler, the same objects or copies of them."""
@@ -94,15 +95,11 @@ class SharedModule:
 
     def swap_out(self) -> None:
         """Nobody is inside: the agent takes back what may have been replaced. The module keeps its tensors."""
-        self.refresh()
-        self._inside = None
-
-    def refresh(self) -> None:
-        """Note what the agent inside may have replaced; it stays inside."""
         if self._inside is not None:
             self.refresh_tensors()
             self._inside.optimizer_state = self.optimizer.state
             self.refresh_random_state()
+            self._inside = None
 
     def refresh_random_state(self) -> None:
         """Note only where the random streams are."""

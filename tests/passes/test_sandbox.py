@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from cga_lightning.core.layout import FlatLayout
 from cga_lightning.passes.micro_batches import MicroBatches, moved
 from cga_lightning.passes.random_state import RandomState
-from cga_lightning.passes.sandbox import Silence, sandbox
+from cga_lightning.passes.sandbox import Silence, attributes_copied
 
 Pair = namedtuple("Pair", ["first", "second"])
 
@@ -101,10 +101,17 @@ def same(a, b):
 def test_everything_is_as_before():
     module = Keeper()
     before, dictionaries, state = module.content(), [m.__dict__ for m in module.modules()], RandomState.capture()
-    with pytest.raises(KeyError), sandbox(module):
+    parameters, batches = list(module.parameters()), MicroBatches()
+    layout = FlatLayout(parameters)
+    batches.append()
+
+    def fails():
         module.touch()
         assert not same(module.content(), before)
         raise KeyError
+
+    with pytest.raises(KeyError):
+        batches.gradient(module, parameters, layout, fails, layout.zeros())
     assert same(module.content(), before)
     assert all(m.__dict__ is d for m, d in zip(module.modules(), dictionaries, strict=True))
     assert same(list(RandomState.capture()), list(state))
@@ -115,7 +122,7 @@ def test_everything_is_as_before():
 def test_parameters_keep_their_identity():
     module = nn.Sequential(nn.LSTM(2, 2), nn.Linear(2, 2))
     parameters = list(module.parameters())
-    with sandbox(module):
+    with attributes_copied(module):
         assert all(a is b for a, b in zip(module.parameters(), parameters, strict=True))
 
 
