@@ -185,13 +185,9 @@ class ProcessGroupCommunicator(Communicator):
         return [self._inbox]
 
     def close(self) -> None:
-        """Leave the group, so that the neighbors lose this agent at once and not when its process has ended.
-
-        Not with NCCL, which may wait for the others here.
-        """
+        """Leave the group, so that the neighbors lose this agent at once and not when its process has ended."""
         self._works = []  # each would keep the connections open
-        if dist.is_initialized() and dist.get_backend() == "gloo":
-            dist.destroy_process_group()
+        leave_group()
 
     def _warn(self) -> None:
         _log.warning(
@@ -203,6 +199,15 @@ class ProcessGroupCommunicator(Communicator):
         who = _listed(peers)
         what = f"exchange {self._name!r} with its neighbor {who} at step {self._number}"
         return communication_error(self.rank, what, f"agent {who}", self.timeout, error)
+
+
+def leave_group() -> None:
+    """End the connections and threads of the default process group; not with NCCL, which may wait for the others here.
+
+    To be done before the interpreter ends: a thread of gloo that frees a tensor after that aborts the process.
+    """
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
 
 
 def communication_error(rank: int, what: str, who: str, timeout: timedelta, error: RuntimeError) -> CommunicationError:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cga_lightning.core.algorithm import Algorithm
-from cga_lightning.core.communication import CommunicationError, ProcessGroupCommunicator
+from cga_lightning.core.communication import CommunicationError, ProcessGroupCommunicator, leave_group
 from cga_lightning.lightning import internals
 from cga_lightning.lightning.agent_files import Resume
 from cga_lightning.lightning.agent_strategy import AgentStrategy, EvalModel
@@ -131,6 +131,7 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
     def setup_distributed(self) -> None:
         """Wait longer for the others to start than for an answer later."""
         super().setup_distributed()
+        atexit.register(leave_group)
         public = getattr(dist, "set_timeout", None)  # since torch 2.15
         (public or dist.distributed_c10d._set_pg_timeout)(self.timeout)
 

@@ -99,6 +99,22 @@ def test_several_loops_in_one_script(name, expected, tmp_path):
             torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-5)
 
 
+BUSY = """
+import pytorch_lightning as pl, torch, warnings, cga_lightning
+from tests.toys import QUIET, Classifier, OwnData, one_class_each
+warnings.simplefilter("ignore")
+pl.Trainer(strategy="cga", devices=2, max_epochs=1, **QUIET).fit(Classifier(), datamodule=OwnData(one_class_each(2)))
+for _ in range(50):
+    torch.distributed.all_reduce(torch.zeros(200_000), async_op=True)
+"""
+
+
+def test_a_process_may_end_while_messages_travel(tmp_path):
+    path = tmp_path / "busy.py"
+    path.write_text(BUSY)
+    together([([sys.executable, str(path)], {})] * 2)  # twice at once, so that the machine is busy too
+
+
 NOTEBOOK = """
 import pytorch_lightning as pl, warnings, cga_lightning
 from tests.toys import QUIET, Classifier, OwnData, one_class_each
