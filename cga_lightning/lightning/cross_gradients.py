@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cga_lightning.core.loss_scaling import rescale, scaler_of
 from cga_lightning.passes.collectives import POINT_TO_POINT, ForbidCollectives, raise_collective
-from cga_lightning.passes.sandbox import Silence
+from cga_lightning.passes.silence import Silence
 
 if TYPE_CHECKING:
     from cga_lightning.lightning.agent_strategy import AgentStrategy

@@ -4,24 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cga_lightning.core.layout import FlatLayout
 from cga_lightning.passes.random_state import RandomState
-from cga_lightning.passes.sandbox import attributes_copied
+from cga_lightning.passes.silence import silence
+from cga_lightning.passes.snapshot import Snapshot, lazily_copied
 
 Backward = Callable[..., None]
 """Runs forward and backward on one micro-batch of the user's module, outside of Lightning's loop."""
 
 
-class MicroBatches:
-    """The micro-batches that one step accumulates, each with the random state that its own pass started from."""
+class MicroBatch(NamedTuple):
+    """What the own pass on a micro-batch started from.
 
-    def __init__(self) -> None:
-        self._micro_batches: list[tuple[tuple[Any, ...], RandomState]] = []
+    Attributes:
+        arguments: those of the training step.
+        random_state: of the generators.
+        before: the contents of the module and of the arguments.
+    """
+
+    arguments: tuple[Any, ...]
+    random_state: RandomState
+    before: Snapshot
+
+
+class MicroBatches:
+    """The micro-batches that one step accumulates; their gradient can be evaluated at other parameters.
+
+    Args:
+        module: the user's, which runs.
+        parameters: those that are trained.
+    """
+
+    def __init__(self, module: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+        self._module = module
+        self._parameters = parameters
+        self._micro_batches: list[MicroBatch] = []
+        self._after: Snapshot | None = None
         self._buffers: list[tuple[Tensor, list[Tensor]]] = []
         self._used = 0
 
@@ -31,48 +54,59 @@ class MicroBatches:
     def clear(self) -> None:
         """Forget the micro-batches: a new step begins, and the gradients handed out may be overwritten."""
         self._micro_batches.clear()
+        self._after = None
         self._used = 0
 
+    def look_again(self) -> None:
+        """Code of the user has run since the last gradient."""
+        self._after = None
+
     def append(self, *arguments: Any, start: RandomState | None = None) -> None:
-        """Remember the arguments of a training step that is about to run, and the random state, now unless given."""
-        self._micro_batches.append((arguments, RandomState.capture() if start is None else start))
-
-    def gradient(
-        self,
-        module: nn.Module,
-        parameters: Sequence[nn.Parameter],
-        layout: FlatLayout,
-        backward: Backward,
-        at: Tensor,
-        now: RandomState | None = None,
-    ) -> Tensor:
-        """The gradient `[d]` of their loss at the parameters `at` `[d]`, leaving no trace in `module`.
-
-        The tensor is the caller's until `clear`.
+        """Remember what a training step that is about to run starts from; the random state is the one now by default.
 
         Args:
-            module: the user's, which runs.
-            parameters: those that point at `at` meanwhile.
-            layout: where they lie in it.
+            arguments: of the training step.
+            start: the random state, if it is known.
+        """
+        random_state = RandomState.capture() if start is None else start
+        self._micro_batches.append(MicroBatch(arguments, random_state, self._snapshot(arguments)))
+
+    def _snapshot(self, *others: Any) -> Snapshot:
+        return Snapshot(self._module, *others, leave=self._parameters)
+
+    def gradient(self, layout: FlatLayout, backward: Backward, at: Tensor, now: RandomState | None = None) -> Tensor:
+        """The gradient `[d]` of their loss at the parameters `at` `[d]`, leaving no trace in the module.
+
+        The passes start from what their own passes started from. What they write into parameters is lost, and `at`
+        stays as it is. The tensor is the caller's until `clear`.
+
+        Args:
+            layout: where the parameters lie in `at`.
             backward: one pass of one micro-batch.
             at: where to evaluate the gradient.
             now: the random state, if it is known.
         """
-        with moved(parameters, layout.views(at)), attributes_copied(module), torch.enable_grad():
-            self._run(backward, RandomState.capture() if now is None else now)
+        views = layout.views(lazily_copied(at))
+        if self._after is None:
+            self._after = self._snapshot([micro_batch.arguments for micro_batch in self._micro_batches])
+        with moved(self._parameters, views), torch.enable_grad():
+            self._run(backward, self._after, RandomState.capture() if now is None else now)
             buffer, views = self._buffer(layout)
-            return layout.write([parameter.grad for parameter in parameters], buffer, views)
+            return layout.write([parameter.grad for parameter in self._parameters], buffer, views)
 
-    def _run(self, backward: Backward, before: RandomState) -> None:
-        """The passes, each with the random numbers of its own pass; leaves the random state `before`."""
-        since = before
+    def _run(self, backward: Backward, after: Snapshot, now: RandomState) -> None:
+        """The passes; leaves the contents `after` and the random state `now`."""
+        since = now
         try:
-            for arguments, start in self._micro_batches:
+            for arguments, start, before in self._micro_batches:
+                before.restore()
+                silence(before.modules)
                 start.restore(since)
                 since = start
                 backward(*arguments)
         finally:
-            before.restore(since)
+            after.restore()
+            now.restore(since)
 
     def _buffer(self, layout: FlatLayout) -> tuple[Tensor, list[Tensor]]:
         """The next buffer of this step and its views; made once: fresh memory costs more than the copy into it."""

@@ -38,11 +38,11 @@ class Resident(Belongings):
     views: list[Tensor]
     flat_grad: Tensor
     grad_views: list[Tensor]
+    micro_batches: MicroBatches
 
     def __init__(self, *belongings: Any) -> None:
         super().__init__(*belongings)
         self.grads: list[Tensor | None] = []
-        self.micro_batches = MicroBatches()
 
 
 class Residents:
@@ -122,14 +122,16 @@ class Residents:
         step = resident.agent.step if hasattr(resident, "agent") else 0
         resident.agent = Agent(rank, topology, params, self._gradient_of(resident), self.layout)
         resident.agent.step = step
+        resident.micro_batches = MicroBatches(self._module, self.parameters)
         resident.flat_grad = self.layout.zeros()
         resident.grad_views = self.layout.views(resident.flat_grad)
         self._hand_out(resident)
 
     def collect(self) -> None:
-        """From the modules into the flat vectors, where code has given a parameter other memory."""
+        """After the user's code has run: take over from the modules what it has given other memory."""
         self.shared.refresh_tensors()
         for resident in self._residents:
+            resident.micro_batches.look_again()
             for place, view in zip(self._places, resident.views, strict=True):
                 tensor = resident.state[place]
                 if tensor is not view and tensor.data_ptr() != view.data_ptr():
@@ -205,9 +207,7 @@ class Residents:
     def _gradient_of(self, resident: Resident) -> Callable[[Tensor], Tensor]:
         def gradient(at: Tensor) -> Tensor:
             now = self.shared.swap_in(resident)
-            what = (self._module, self.parameters, self.layout, self._backward, at, now)
-            result = resident.micro_batches.gradient(*what)
-            return unscale(result, resident.scaler)
+            return unscale(resident.micro_batches.gradient(self.layout, self._backward, at, now), resident.scaler)
 
         return gradient
 

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 
 import cga_lightning as cga
 from cga_lightning.passes.random_state import RandomState, seed_all
-from tests.passes.test_sandbox import Net, same
+from tests.passes.test_snapshot import Net, same
 from tests.toys import QUIET
 
 AGENTS = 2  # their weights of 1/2 are exact, so mixing equal models changes no bit

@@ -1,0 +1,236 @@
+"""The contents of everything mutable that a module holds, remembered to be put back in place.
+
+Nothing is replaced: modules, containers, tensors and objects stay the same ones and get their contents back, so that
+whoever else holds one of them (an optimizer, a callback, a handle of a hook) keeps what it has. Tensors are remembered
+copy on write: they share their memory with what they were until somebody writes into one of them.
+
+Not covered: files, printed text, globals, iterators, and the state inside objects whose class, or a base of it, belongs
+to a framework (`_FRAMEWORKS`) or has no `__dict__`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import operator
+import random
+import sys
+import types
+from collections import OrderedDict, UserDict, UserList, deque
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_FRAMEWORKS = frozenset({"cga_lightning", "lightning", "lightning_fabric", "numpy", "pytorch_lightning", "torch"})
+_OPEN = frozenset({"abc", "builtins", "collections", "typing"})
+"""Modules of the standard library from which classes of one's own may derive: all their state is in `__dict__`."""
+
+_address: Callable[[Tensor], int] = torch._C._data_address  # type: ignore[attr-defined]  # unlike data_ptr() only reads
+
+
+class Snapshot:
+    """What is reachable from `roots` now: attributes, buffers, frozen parameters, metrics, generators, containers.
+
+    Args:
+        roots: modules, or any other objects, such as a batch.
+        leave: tensors that are somebody else's business: the parameters that are trained.
+
+    Attributes:
+        modules: all that were found.
+    """
+
+    def __init__(self, *roots: Any, leave: Iterable[Tensor] = ()) -> None:
+        self.modules: list[nn.Module] = []
+        self._empty: list[Any] = []
+        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self._sequences: list[tuple[Any, list[Any]]] = []
+        self._sets: list[tuple[set[Any], set[Any]]] = []
+        self._tensors: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._grads: list[tuple[Tensor, Tensor | None]] = []
+        self._others: list[tuple[Callable[[Any], object], Any]] = []
+        self._look_through(roots, set(map(id, leave)))
+
+    def _look_through(self, roots: Iterable[Any], seen: set[int]) -> None:
+        todo: list[Iterable[Any]] = [roots]
+        while todo:
+            for value in todo.pop():
+                kind = value.__class__
+                if kind in _CLEARED:
+                    if not value:
+                        self._empty.append(value)
+                        continue
+                elif kind in _LEFT_ALONE:
+                    continue
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    inside = _look_of(kind)(self, value)
+                    if inside:
+                        todo.append(inside)
+
+    def restore(self) -> None:
+        """Make the contents again what they were; may be repeated."""
+        for container in self._empty:
+            if container:
+                container.clear()
+        for mapping, saved in self._dicts:
+            if not _same(mapping.values(), saved.values()) or not _same(mapping, saved):
+                kind: Any = OrderedDict if isinstance(mapping, OrderedDict) else dict
+                kind.clear(mapping)
+                kind.update(mapping, saved)
+        for sequence, items in self._sequences:
+            if not _same(sequence, items):
+                sequence.clear()
+                sequence.extend(items)
+        for members, saved_members in self._sets:
+            if members != saved_members:
+                members.clear()
+                members.update(saved_members)
+        for tensor, memory, values in self._tensors:
+            if _address(tensor) != _address(memory) or tensor.shape != memory.shape:
+                tensor.data = memory
+            if _address(memory) != _address(values):
+                memory.copy_(values)
+        for tensor, grad in self._grads:
+            tensor.grad = grad
+        for put_back, state in self._others:
+            put_back(state)
+
+    # --- what is inside of a value, after its contents were noted
+
+    def _look_at_dict(self, value: dict[Any, Any]) -> Iterable[Any]:
+        saved = dict(value)
+        self._dicts.append((value, saved))
+        return saved.values()
+
+    def _look_at_sequence(self, value: Any) -> Iterable[Any]:
+        items = list(value)
+        self._sequences.append((value, items))
+        return items
+
+    def _look_at_set(self, value: set[Any]) -> Iterable[Any]:
+        members = set(value)
+        self._sets.append((value, members))
+        return members
+
+    def _look_at_tuple(self, value: Iterable[Any]) -> Iterable[Any]:
+        return value
+
+    def _look_at_object(self, value: Any) -> Iterable[Any]:
+        return (value.__dict__,)
+
+    def _look_at_module(self, value: nn.Module) -> Iterable[Any]:
+        self.modules.append(value)
+        if isinstance(value, torch.jit.ScriptModule):
+            return (value.__dict__, *value.parameters(), *value.buffers())
+        return (value.__dict__,)
+
+    def _look_at_tensor(self, value: Tensor) -> Iterable[Any]:
+        memory = value.data
+        try:
+            if 0 in memory.stride():  # expanded: what can be written is one element of each such dimension
+                memory = value = memory[tuple(slice(None) if stride else 0 for stride in memory.stride())]
+            self._tensors.append((value, memory, torch._lazy_clone(memory)))
+        except RuntimeError:  # of a kind that has no storage, or in memory of somebody else, such as numpy
+            self._look_at_other_tensor(value, memory)
+        if value.requires_grad and value.is_leaf:
+            self._grads.append((value, value.grad))
+            return (value.grad,)
+        return ()
+
+    def _look_at_other_tensor(self, value: Tensor, memory: Tensor) -> None:
+        saved = memory.clone()
+        if memory.layout is torch.strided and not memory.is_nested:
+            self._tensors.append((value, memory, saved))
+        else:
+            self._others.append((lambda values: setattr(value, "data", values.clone()), saved))
+
+    def _look_at_array(self, value: np.ndarray[Any, Any]) -> Iterable[Any]:
+        if value.flags.writeable:
+            self._others.append((lambda saved: np.copyto(value, saved), value.copy()))
+        return ()
+
+    def _look_at_torch_generator(self, value: torch.Generator) -> Iterable[Any]:
+        self._others.append((value.set_state, value.get_state()))
+        return ()
+
+    def _look_at_numpy_generator(self, value: np.random.Generator) -> Iterable[Any]:
+        generator = value.bit_generator
+        self._others.append((lambda state: setattr(generator, "state", state), generator.state))
+        return ()
+
+    def _look_at_numpy_random_state(self, value: np.random.RandomState) -> Iterable[Any]:
+        self._others.append((value.set_state, value.get_state(legacy=False)))
+        return ()
+
+    def _look_at_python_random(self, value: random.Random) -> Iterable[Any]:
+        self._others.append((value.setstate, value.getstate()))
+        return ()
+
+
+def lazily_copied(tensor: Tensor) -> Tensor:
+    """A copy of a tensor without gradient, made when somebody first writes into one of them; at once if it must be."""
+    try:
+        return torch._lazy_clone(tensor)
+    except RuntimeError:
+        return tensor.clone()
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether both hold the same objects in the same order."""
+    return len(first) == len(second) and all(map(operator.is_, first, second))
+
+
+_Look = Callable[[Snapshot, Any], Iterable[Any]]
+_KINDS: dict[type[Any], _Look] = {
+    nn.Module: Snapshot._look_at_module,
+    Tensor: Snapshot._look_at_tensor,
+    dict: Snapshot._look_at_dict,
+    list: Snapshot._look_at_sequence,
+    deque: Snapshot._look_at_sequence,
+    set: Snapshot._look_at_set,
+    tuple: Snapshot._look_at_tuple,
+    frozenset: Snapshot._look_at_tuple,
+    np.ndarray: Snapshot._look_at_array,
+    torch.Generator: Snapshot._look_at_torch_generator,
+    np.random.Generator: Snapshot._look_at_numpy_generator,
+    np.random.RandomState: Snapshot._look_at_numpy_random_state,
+    random.Random: Snapshot._look_at_python_random,
+    types.SimpleNamespace: Snapshot._look_at_object,
+    argparse.Namespace: Snapshot._look_at_object,
+    UserDict: Snapshot._look_at_object,
+    UserList: Snapshot._look_at_object,
+}
+_CLEARED = frozenset({dict, list, set, OrderedDict})
+_LEFT_ALONE: set[type[Any]] = set()
+"""Classes that were met and have nothing inside."""
+
+
+def _nothing(_: Snapshot, __: Any) -> Iterable[Any]:
+    return ()
+
+
+@cache
+def _look_of(kind: type[Any]) -> _Look:
+    """How to look at values of a class; to look through its bases takes longer than to note most values."""
+    for base, look in _KINDS.items():
+        if issubclass(kind, base):
+            return look
+    if _is_ones_own(kind):
+        return Snapshot._look_at_object
+    _LEFT_ALONE.add(kind)
+    return _nothing
+
+
+def _is_ones_own(kind: type[Any]) -> bool:
+    """Whether a class and its bases are of the user's project, or of a library that is none of the frameworks."""
+    if issubclass(kind, type) or not kind.__dictoffset__ or _package(kind) in sys.stdlib_module_names:
+        return False
+    packages = set(map(_package, kind.__mro__))
+    return not packages & (_FRAMEWORKS | (sys.stdlib_module_names - _OPEN))
+
+
+def _package(kind: type[Any]) -> str:
+    return kind.__module__.partition(".")[0]
