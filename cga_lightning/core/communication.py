@@ -16,6 +16,7 @@ from traceback import clear_frames
 import torch.distributed as dist
 from torch import Tensor
 
+from cga_lightning.copy_on_write import lazily_copied
 from cga_lightning.core.algorithm import Exchange, Messages, Step
 from cga_lightning.core.patience import Patience
 
@@ -46,22 +47,16 @@ class Communicator(ABC):
         self._names: Iterator[tuple[int, str]] = iter(())
         self._number = 0
         self.pending = False
-        self._buffers: dict[tuple[object, ...], Tensor] = {}
 
     def open_step(self, number: int, exchanges: Sequence[str]) -> None:
         """Step `number` begins, and its exchanges have these names, in order."""
         self._number = number
         self._names = enumerate(chain(exchanges, (f"exchange {i}" for i in count(len(exchanges) + 1))))
 
-    def start(self, steps: Sequence[Step], in_use: bool = False) -> None:
-        """Start one generator per agent of this process.
-
-        Args:
-            steps: the generators.
-            in_use: whether the senders go on to use what they send before `finish`: then it goes off as it is now.
-        """
+    def start(self, steps: Sequence[Step]) -> None:
+        """Start one generator per agent of this process; what they send goes off as it is now."""
         self._steps = list(steps)
-        self._advance([None] * len(self._steps), in_use)
+        self._advance([None] * len(self._steps))
 
     def finish(self) -> None:
         """Run them to their end.
@@ -77,7 +72,7 @@ class Communicator(ABC):
         self.start(steps)
         self.finish()
 
-    def _advance(self, inboxes: Sequence[Messages | None], in_use: bool = False) -> None:
+    def _advance(self, inboxes: Sequence[Messages | None]) -> None:
         yielded = [_resume(step, inbox) for step, inbox in zip(self._steps, inboxes, strict=True)]
         self.pending = any(exchange is not None for exchange in yielded)
         if not self.pending:
@@ -86,33 +81,21 @@ class Communicator(ABC):
             self._place, self._name = next(self._names)
             exchanges = [Exchange.of(exchange or {}) for exchange in yielded]
             self.traffic[self._name] += sum(t.nbytes for exchange in exchanges for t in exchange.outbox.values())
-            self._send(exchanges, in_use)
+            self._send([exchange._replace(outbox=_as_they_are(exchange.outbox)) for exchange in exchanges])
 
     @abstractmethod
-    def _send(self, exchanges: list[Exchange], in_use: bool) -> None:
-        """Start one exchange, named `_name`; one entry per agent of this process.
-
-        Args:
-            exchanges: what each agent sends, and from whom it hears.
-            in_use: whether the senders go on to use the tensors before the exchange is complete.
-        """
+    def _send(self, exchanges: list[Exchange]) -> None:
+        """Start one exchange, named `_name`: what each agent of this process sends, and from whom it hears."""
 
     @abstractmethod
     def _receive(self) -> list[Messages]:
         """Complete it: one inbox per agent of this process, with a message from each of its senders."""
 
-    def _buffer(self, key: tuple[object, ...], like: Tensor) -> Tensor:
-        """Memory for a message, the same at every step: to allocate it costs more than to copy into it."""
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
-            buffer = self._buffers[key] = like.new_empty(like.shape)
-        return buffer
-
 
 class LocalCommunicator(Communicator):
     """All agents live in this process, agent i at index i."""
 
-    def _send(self, exchanges: list[Exchange], in_use: bool) -> None:
+    def _send(self, exchanges: list[Exchange]) -> None:
         sent = {(rank, receiver) for rank, exchange in enumerate(exchanges) for receiver in exchange.outbox}
         awaited = {(sender, rank) for rank, exchange in enumerate(exchanges) for sender in exchange.senders}
         for sender, receiver in sorted(sent ^ awaited):
@@ -122,15 +105,13 @@ class LocalCommunicator(Communicator):
                 f"{receiver} awaits {awaits} from it. The algorithm must yield outboxes and senders that match."
             )
         self._inboxes: list[Messages] = [
-            {sender: self._delivered(sender, rank, exchanges[sender].outbox[rank]) for sender in exchange.senders}
+            {sender: lazily_copied(exchanges[sender].outbox[rank]) for sender in exchange.senders}
             for rank, exchange in enumerate(exchanges)
         ]
 
-    def _delivered(self, sender: int, receiver: int, message: Tensor) -> Tensor:
-        return self._buffer((self._place, sender, receiver), message).copy_(message)
-
     def _receive(self) -> list[Messages]:
-        return self._inboxes
+        inboxes, self._inboxes = self._inboxes, []
+        return inboxes
 
 
 class ProcessGroupCommunicator(Communicator):
@@ -147,11 +128,10 @@ class ProcessGroupCommunicator(Communicator):
         self.timeout = timeout
         self._patience = Patience(PATIENCE, self._warn)
         self._works: list[dist.Work] = []
+        self._buffers: dict[tuple[object, ...], Tensor] = {}
 
-    def _send(self, exchanges: list[Exchange], in_use: bool) -> None:
+    def _send(self, exchanges: list[Exchange]) -> None:
         ((outbox, senders, like),) = exchanges
-        if in_use:
-            outbox = self._copied(outbox)
         self._inbox = {} if like is None else {rank: self._buffer((self._place, rank), like) for rank in senders}
         operations = [dist.P2POp(dist.irecv, buffer, rank) for rank, buffer in self._inbox.items()]
         operations += [dist.P2POp(dist.isend, message, rank) for rank, message in outbox.items()]
@@ -162,14 +142,12 @@ class ProcessGroupCommunicator(Communicator):
             clear_frames(error.__traceback__)  # of the works, see close()
             raise self._failure(self._peers, error) from error
 
-    def _copied(self, outbox: Messages) -> Messages:
-        """The same messages in memory of their own, each tensor once."""
-        sent = {id(message): message for message in outbox.values()}
-        copies = {
-            key: self._buffer((self._place, "sent", place), message).copy_(message)
-            for place, (key, message) in enumerate(sent.items())
-        }
-        return {rank: copies[id(message)] for rank, message in outbox.items()}
+    def _buffer(self, key: tuple[object, ...], like: Tensor) -> Tensor:
+        """Memory for a message, the same at every step: to allocate it costs more than to copy into it."""
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
+            buffer = self._buffers[key] = like.new_empty(like.shape)
+        return buffer
 
     def _receive(self) -> list[Messages]:
         # One work per operation in order, or one for all of them (NCCL): either way all are waited for.
@@ -222,6 +200,12 @@ def communication_error(rank: int, what: str, who: str, timeout: timedelta, erro
     )
     _log.error(message)
     return CommunicationError(message)
+
+
+def _as_they_are(outbox: Messages) -> Messages:
+    """The messages as they are now, whatever their sender does with the tensors next; one tensor stays one."""
+    copies = {id(message): lazily_copied(message) for message in outbox.values()}
+    return {rank: copies[id(message)] for rank, message in outbox.items()}
 
 
 def _listed(ranks: Sequence[int]) -> str:

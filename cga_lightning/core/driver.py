@@ -85,7 +85,7 @@ class StepDriver:
     def _begin_early(self) -> bool:
         put_back = [agent.snapshot() for agent in self.agents]
         try:
-            self.communicator.start(self._steps(), in_use=True)
+            self.communicator.start(self._steps())
         except GradientNotComputed:  # this step is another kind; nothing has been sent: start again once it is there
             for restore in put_back:
                 restore()

@@ -129,15 +129,16 @@ class Training:
         if not seen:
             residents = self.make_agents()
             residents.collect()
-            residents.forget_gradients()
+            residents.begin_step()
             self.driver.begin()
         refuse_late_closure(seen, self._strategy.module.trainer.accumulate_grad_batches)
         return self.residents
 
     def exchange(self) -> None:
         """The own gradients are there: take the models and directions from which the optimizer steps."""
-        self.residents.collect()  # what the pass has written
-        directions = self.driver.finish(self.residents.own_gradients())
+        self.residents.collect()
+        with self.residents.at_the_models_of_the_step():
+            directions = self.driver.finish(self.residents.own_gradients())
         self.residents.hand_out()
         self.residents.take_directions(directions)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from cga_lightning.copy_on_write import address
+
 MOST_ROWS = 64  # so many cross-gradients at most; the kernels have room for no more
 # Ridge relative to the squared norm of a row: above the rounding of the gradients, below what matters to
 # training. float64 needs it only where cross-gradients are dependent to 1e-12, and there the exact solution
@@ -113,7 +115,7 @@ def has_values(tensor: Tensor) -> bool:
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
-    start = tensor.data_ptr()
+    start = address(tensor)
     return start, start + tensor.numel() * tensor.element_size()
 
 

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cga_lightning.copy_on_write import lazily_copied
 from cga_lightning.core.layout import FlatLayout
 from cga_lightning.passes.random_state import RandomState
 from cga_lightning.passes.silence import silence
-from cga_lightning.passes.snapshot import Snapshot, lazily_copied
+from cga_lightning.passes.snapshot import Snapshot
 
 Backward = Callable[..., None]
 """Runs forward and backward on one micro-batch of the user's module, outside of Lightning's loop."""

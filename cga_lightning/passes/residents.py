@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cga_lightning.copy_on_write import address, lazily_copied, shares_memory
 from cga_lightning.core.agent import Agent
 from cga_lightning.core.driver import OwnGradient
 from cga_lightning.core.layout import FlatLayout
@@ -27,6 +30,7 @@ class Resident(Belongings):
         agent: what the algorithm sees.
         flat: its parameters `[d]`.
         views: its trainable parameters, in `flat`.
+        model: its parameters as they were when the step began `[d]`; None between steps.
         flat_grad: memory for the own gradient `[d]`.
         grad_views: one per trainable parameter, in `flat_grad`.
         grads: what every trainable parameter has as its gradient.
@@ -35,6 +39,7 @@ class Resident(Belongings):
 
     agent: Agent
     flat: Tensor | None = None
+    model: Tensor | None = None
     views: list[Tensor]
     flat_grad: Tensor
     grad_views: list[Tensor]
@@ -134,8 +139,27 @@ class Residents:
             resident.micro_batches.look_again()
             for place, view in zip(self._places, resident.views, strict=True):
                 tensor = resident.state[place]
-                if tensor is not view and tensor.data_ptr() != view.data_ptr():
+                if tensor is not view and address(tensor) != address(view):
                     view.copy_(tensor)
+
+    def begin_step(self) -> None:
+        """Nothing is accumulated yet, and what the passes will write into the parameters is to be known."""
+        for resident in self._residents:
+            resident.grads = [None] * len(self.parameters)
+            resident.model = lazily_copied(resident.agent.params)
+
+    @contextmanager
+    def at_the_models_of_the_step(self) -> Iterator[None]:
+        """Inside, the agents have the parameters that the step began with; what the passes have written comes after.
+
+        So a write counts as a part of the agent's own optimizer step, and the models that are mixed are those that
+        were sent.
+        """
+        written = [(resident, taken) for resident in self._residents if (taken := _take_written(resident)) is not None]
+        yield
+        for resident, (model, now) in written:
+            params = resident.agent.params
+            params.copy_(torch.where(params == model, now, params + (now - model)))
 
     def hand_out(self) -> None:
         """Let the modules' parameters be views into the flat vectors, which mixing replaces."""
@@ -163,11 +187,6 @@ class Residents:
         self.differ = False
 
     # --- gradients
-
-    def forget_gradients(self) -> None:
-        """A step begins: nothing is accumulated yet."""
-        for resident in self._residents:
-            resident.grads = [None] * len(self.parameters)
 
     def keep_gradients(self, resident: Resident) -> None:
         """In the agent's flat gradient, so that the memory they came in is free, and warm, for the next pass."""
@@ -222,3 +241,13 @@ class Residents:
         for index in self.shared.optimize(self._residents):
             yield self._residents[index]
         self.shared.swap_in(self.first)
+
+
+def _take_written(resident: Resident) -> tuple[Tensor, Tensor] | None:
+    """Put the parameters back to what they were when the step began; returns both if they were another, `[d]` each."""
+    params, model, resident.model = resident.agent.params, resident.model, None
+    if model is None or shares_memory(params, model) or torch.equal(params, model):
+        return None
+    now = params.clone()
+    params.copy_(model)
+    return model, now

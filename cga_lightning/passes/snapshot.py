@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cga_lightning.copy_on_write import address, shares_memory
+
 _FRAMEWORKS = frozenset({"cga_lightning", "lightning", "lightning_fabric", "numpy", "pytorch_lightning", "torch"})
 _OPEN = frozenset({"abc", "builtins", "collections", "typing"})
 """Modules of the standard library from which classes of one's own may derive: all their state is in `__dict__`."""
-
-_address: Callable[[Tensor], int] = torch._C._data_address  # type: ignore[attr-defined]  # unlike data_ptr() only reads
 
 
 class Snapshot:
@@ -89,9 +89,9 @@ class Snapshot:
                 members.clear()
                 members.update(saved_members)
         for tensor, memory, values in self._tensors:
-            if _address(tensor) != _address(memory) or tensor.shape != memory.shape:
+            if address(tensor) != address(memory) or tensor.shape != memory.shape:
                 tensor.data = memory
-            if _address(memory) != _address(values):
+            if not shares_memory(memory, values):
                 memory.copy_(values)
         for tensor, grad in self._grads:
             tensor.grad = grad
@@ -168,14 +168,6 @@ class Snapshot:
     def _look_at_python_random(self, value: random.Random) -> Iterable[Any]:
         self._others.append((value.setstate, value.getstate()))
         return ()
-
-
-def lazily_copied(tensor: Tensor) -> Tensor:
-    """A copy of a tensor without gradient, made when somebody first writes into one of them; at once if it must be."""
-    try:
-        return torch._lazy_clone(tensor)
-    except RuntimeError:
-        return tensor.clone()
 
 
 def _same(first: Any, second: Any) -> bool:
