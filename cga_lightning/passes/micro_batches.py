@@ -13,7 +13,7 @@ from cga_lightning.copy_on_write import lazily_copied
 from cga_lightning.core.layout import FlatLayout
 from cga_lightning.passes.random_state import RandomState
 from cga_lightning.passes.silence import silence
-from cga_lightning.passes.snapshot import Snapshot
+from cga_lightning.passes.snapshot import LargeContainers, Snapshot
 
 Backward = Callable[..., None]
 """Runs forward and backward on one micro-batch of the user's module, outside of Lightning's loop."""
@@ -46,6 +46,7 @@ class MicroBatches:
         self._parameters = parameters
         self._micro_batches: list[MicroBatch] = []
         self._after: Snapshot | None = None
+        self._large = LargeContainers()
         self._buffers: list[tuple[Tensor, list[Tensor]]] = []
         self._used = 0
 
@@ -69,11 +70,13 @@ class MicroBatches:
             arguments: of the training step.
             start: the random state, if it is known.
         """
+        if not self._micro_batches:
+            self._large.begin_step()
         random_state = RandomState.capture() if start is None else start
         self._micro_batches.append(MicroBatch(arguments, random_state, self._snapshot(arguments)))
 
     def _snapshot(self, *others: Any) -> Snapshot:
-        return Snapshot(self._module, *others, leave=self._parameters)
+        return Snapshot(self._module, *others, leave=self._parameters, large=self._large)
 
     def gradient(self, layout: FlatLayout, backward: Backward, at: Tensor, now: RandomState | None = None) -> Tensor:
         """The gradient `[d]` of their loss at the parameters `at` `[d]`, leaving no trace in the module.
@@ -90,6 +93,8 @@ class MicroBatches:
         views = layout.views(lazily_copied(at))
         if self._after is None:
             self._after = self._snapshot([micro_batch.arguments for micro_batch in self._micro_batches])
+            for micro_batch in self._micro_batches:
+                self._large.learn(micro_batch.before)
         with moved(self._parameters, views), torch.enable_grad():
             self._run(backward, self._after, RandomState.capture() if now is None else now)
             buffer, views = self._buffer(layout)

@@ -11,6 +11,7 @@ to a framework (`_FRAMEWORKS`) or has no `__dict__`.
 from __future__ import annotations
 
 import argparse
+import logging
 import operator
 import random
 import sys
@@ -30,6 +31,45 @@ _FRAMEWORKS = frozenset({"cga_lightning", "lightning", "lightning_fabric", "nump
 _OPEN = frozenset({"abc", "builtins", "collections", "typing"})
 """Modules of the standard library from which classes of one's own may derive: all their state is in `__dict__`."""
 
+_log = logging.getLogger(__name__)
+
+
+class LargeContainers:
+    """Which large containers hold values that nobody changes in place, such as a replay buffer or a list of outputs.
+
+    To look through them at every step takes far longer than the step. So this is done at the steps 1, 4, 16, 64, ...
+    and when one of them is new. Where something inside was changed, it is done at every step from then on.
+    """
+
+    SIZE = 64
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._known: set[int] = set()
+        self._changed: set[int] = set()
+        self.left: set[int] = set()
+        """Those whose inside is left alone in this step, by identity."""
+
+    def begin_step(self) -> None:
+        """A step begins."""
+        self._step += 1
+        exponent = self._step.bit_length() - 1
+        self.left = set() if exponent % 2 == 0 and self._step == 1 << exponent else self._known - self._changed
+
+    def learn(self, before: Snapshot) -> None:
+        """Code has run since `before`: find out whether it has changed something inside."""
+        for container, inside in before.large:
+            known = id(container) in self._known
+            self._known.add(id(container))
+            if id(container) not in self._changed and not inside.is_unchanged():
+                self._changed.add(id(container))
+                if known:
+                    _log.warning(
+                        f"training_step changes what lies in a {type(container).__name__} of {len(container)} entries "
+                        f"in place, but did not at step {self._step // 4}. Since then some cross-gradients may have "
+                        "been those of a changed state; from now on they are not. Keep what changes in one tensor."
+                    )
+
 
 class Snapshot:
     """What is reachable from `roots` now: attributes, buffers, frozen parameters, metrics, generators, containers.
@@ -37,13 +77,17 @@ class Snapshot:
     Args:
         roots: modules, or any other objects, such as a batch.
         leave: tensors that are somebody else's business: the parameters that are trained.
+        large: the containers to be left alone; none if not given.
 
     Attributes:
         modules: all that were found.
+        large: the large containers, each with its inside.
     """
 
-    def __init__(self, *roots: Any, leave: Iterable[Tensor] = ()) -> None:
+    def __init__(self, *roots: Any, leave: Iterable[Tensor] = (), large: LargeContainers | None = None) -> None:
         self.modules: list[nn.Module] = []
+        self.large: list[tuple[Any, Snapshot]] = []
+        self._left = None if large is None else large.left
         self._empty: list[Any] = []
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._sequences: list[tuple[Any, list[Any]]] = []
@@ -51,10 +95,12 @@ class Snapshot:
         self._tensors: list[tuple[Tensor, Tensor, Tensor]] = []
         self._grads: list[tuple[Tensor, Tensor | None]] = []
         self._others: list[tuple[Callable[[Any], object], Any]] = []
-        self._look_through(roots, set(map(id, leave)))
+        self._arrays: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+        self._seen = set(map(id, leave))
+        self._look_through(roots)
 
-    def _look_through(self, roots: Iterable[Any], seen: set[int]) -> None:
-        todo: list[Iterable[Any]] = [roots]
+    def _look_through(self, roots: Iterable[Any]) -> None:
+        seen, todo = self._seen, [roots]
         while todo:
             for value in todo.pop():
                 kind = value.__class__
@@ -95,20 +141,50 @@ class Snapshot:
                 memory.copy_(values)
         for tensor, grad in self._grads:
             tensor.grad = grad
+        for array, copy in self._arrays:
+            np.copyto(array, copy)
+        for _, inside in self.large:
+            inside.restore()
         for put_back, state in self._others:
             put_back(state)
+
+    def is_unchanged(self) -> bool:
+        """Whether containers, tensors and arrays have the contents that they had."""
+        return (
+            not any(self._empty)
+            and all(_same(now.values(), saved.values()) and _same(now, saved) for now, saved in self._dicts)
+            and all(_same(now, saved) for now, saved in self._sequences)
+            and all(now == saved for now, saved in self._sets)
+            and all(
+                shares_memory(memory, values) and address(tensor) == address(memory)
+                for tensor, memory, values in self._tensors
+            )
+            and all(array.tobytes() == copy.tobytes() for array, copy in self._arrays)
+            and all(inside.is_unchanged() for _, inside in self.large)
+        )
 
     # --- what is inside of a value, after its contents were noted
 
     def _look_at_dict(self, value: dict[Any, Any]) -> Iterable[Any]:
         saved = dict(value)
         self._dicts.append((value, saved))
-        return saved.values()
+        return saved.values() if len(saved) < LargeContainers.SIZE else self._look_at_large(value, saved.values())
 
     def _look_at_sequence(self, value: Any) -> Iterable[Any]:
         items = list(value)
         self._sequences.append((value, items))
-        return items
+        return items if len(items) < LargeContainers.SIZE else self._look_at_large(value, items)
+
+    def _look_at_large(self, container: Any, items: Iterable[Any]) -> Iterable[Any]:
+        if self._left is None:
+            return items
+        if id(container) not in self._left:
+            inside = Snapshot(leave=())
+            inside._seen, inside._left = self._seen, self._left
+            inside._look_through(items)
+            self.modules += inside.modules
+            self.large.append((container, inside))
+        return ()
 
     def _look_at_set(self, value: set[Any]) -> Iterable[Any]:
         members = set(value)
@@ -149,7 +225,7 @@ class Snapshot:
 
     def _look_at_array(self, value: np.ndarray[Any, Any]) -> Iterable[Any]:
         if value.flags.writeable:
-            self._others.append((lambda saved: np.copyto(value, saved), value.copy()))
+            self._arrays.append((value, value.copy()))
         return ()
 
     def _look_at_torch_generator(self, value: torch.Generator) -> Iterable[Any]:

@@ -62,6 +62,7 @@ class Composed(pl.LightningModule):
         self.memory: list[Tensor] = []
         self.array = np.zeros(6, dtype=np.float32)
         self.history = History()
+        self.bank = {label: torch.zeros(6) for label in range(100)}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         y = batch["y"]
@@ -103,6 +104,12 @@ def write_into_a_nested_tensor(module: Composed, batch: dict[str, Tensor]) -> No
 def grow_a_list(module: Composed, batch: dict[str, Tensor]) -> None:
     module.memory.append(batch["x"].mean(0))
     batch["x"] = batch["x"] + torch.stack(module.memory).sum(0)
+
+
+def write_into_a_bank(module: Composed, batch: dict[str, Tensor]) -> None:
+    for label in range(4):
+        module.bank[label].mul_(0.5).add_(batch["x"].mean(0))
+    batch["x"] = batch["x"] + module.bank[0]
 
 
 def write_into_an_array(module: Composed, batch: dict[str, Tensor]) -> None:
@@ -161,7 +168,10 @@ def initialize_what_is_trained_by_data(module: Composed, batch: dict[str, Tensor
 
 
 Behavior = Callable[[Composed, dict[str, Tensor]], None]
-LOCAL = [count, keep_a_hidden_state, write_into_a_nested_tensor, grow_a_list, write_into_an_array, count_in_an_object]
+LOCAL: list[Behavior] = [
+    *(count, keep_a_hidden_state, write_into_a_nested_tensor, grow_a_list, write_into_an_array, count_in_an_object),
+    write_into_a_bank,
+]
 SHOWN: list[Behavior] = [
     *(change_the_batch, pop_from_the_batch, write_into_a_buffer, replace_a_buffer, write_into_a_frozen_parameter),
     *(let_a_teacher_follow, give_a_teacher_other_memory, clamp_what_is_trained, normalize_what_is_trained),

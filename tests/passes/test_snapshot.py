@@ -18,6 +18,7 @@ from cga_lightning.core.layout import FlatLayout
 from cga_lightning.passes.micro_batches import MicroBatches, moved
 from cga_lightning.passes.random_state import RandomState
 from cga_lightning.passes.silence import Silence
+from cga_lightning.passes.snapshot import LargeContainers
 
 Pair = namedtuple("Pair", ["first", "second"])
 
@@ -119,6 +120,37 @@ def test_everything_is_as_before():
     assert same(list(RandomState.capture()), list(state))
     module.touch()
     assert not same(module.content(), before)
+
+
+class Bank(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.entries = [torch.zeros(2) for _ in range(LargeContainers.SIZE)]
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_entries_of_a_large_container_are_looked_at_now_and_then(first, caplog):
+    """Which are changed from some step on: exact from the next look on, and told if there was one before."""
+    module = Bank()
+    batches, layout = MicroBatches(module, [module.weight]), FlatLayout([module.weight])
+
+    def own(step):
+        module.entries.append(torch.zeros(2))
+        if step >= first:
+            module.entries[0].add_(1)
+        (module.weight * module.entries[0].sum() * len(module.entries)).backward()
+
+    for step in range(1, 9):
+        batches.clear()
+        batches.append(step)
+        own(step)
+        module.weight.grad, grad = None, module.weight.grad
+        gradient = layout.views(batches.gradient(layout, own, layout.views(layout.zeros())[0].reshape(-1)))
+        exact = not first <= step < 4 or first == 1
+        assert torch.equal(gradient[0], grad) == exact
+        assert len(module.entries) == LargeContainers.SIZE + step
+    assert ("changes what lies in a list of 68 entries in place, but did not at step 1" in caplog.text) == (first > 1)
 
 
 def test_silence_takes_everything():
