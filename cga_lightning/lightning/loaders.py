@@ -54,7 +54,7 @@ def keeps_its_length(loader: object) -> bool:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
     parts = (loader, loader.sampler, loader.batch_sampler)
-    return all(type(part).__module__.partition(".")[0] in ("torch", "builtins", "cga_lightning") for part in parts)
+    return all(type(part).__module__.partition(".")[0] in ("torch", "torchdata", "builtins", "cga_lightning") for part in parts)
 
 
 class AgreedLoader:
@@ -72,6 +72,8 @@ class AgreedLoader:
 
     def __init__(self, source: Source, epoch: Callable[[], CommonEpoch]) -> None:
         self.__dict__.update(_source=source, _epoch=epoch)
+        if hasattr(source.loader, "load_state_dict"):  # only where it is an attribute, Lightning takes it for stateful
+            self.__dict__.update(state_dict=source.loader.state_dict, load_state_dict=source.load_state_dict)
 
     @property
     def wrapped(self) -> Iterable[Any]:
