@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cga_lightning.partition import PARTITIONS, by_label, dirichlet, from_name, iid, shards
+from cga_lightning.partition import PARTITIONS, by_label, dirichlet, from_name, iid, needs_labels, shards
 
 SPLITS = [
     *PARTITIONS.values(),
@@ -60,6 +60,26 @@ def test_seed_and_global_state(split):
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("convert", [list, torch.from_numpy, lambda labels: np.array(list("abcdefghij"))[labels]])
 def test_kinds_of_labels(split, convert):
+    assert_same(split(convert(DIGITS), 5), split(DIGITS, 5))
+
+
+CONVERSIONS = {
+    "column": lambda labels: labels[:, None],
+    "one-hot": lambda labels: np.eye(10)[labels],
+    "one-hot tensor": lambda labels: torch.nn.functional.one_hot(torch.from_numpy(labels)),
+    "one-hot booleans": lambda labels: np.eye(10, dtype=bool)[labels],
+    "list of one-hot tensors": lambda labels: list(torch.eye(10)[torch.from_numpy(labels)]),
+    "list of tensors": lambda labels: list(torch.from_numpy(labels)),
+    "whole floats": lambda labels: labels.astype(float),
+    "fractions": lambda labels: labels / 10,
+    "with a gradient": lambda labels: torch.tensor(labels / 10, requires_grad=True),
+    "objects": lambda labels: np.array([f"class {label}" for label in labels], dtype=object),
+}
+
+
+@pytest.mark.parametrize("split", [by_label, dirichlet, shards])
+@pytest.mark.parametrize("convert", CONVERSIONS.values(), ids=CONVERSIONS)
+def test_the_same_classes_in_another_form(split, convert):
     assert_same(split(convert(DIGITS), 5), split(DIGITS, 5))
 
 
@@ -115,6 +135,44 @@ def test_alpha_sets_the_heterogeneity():
     assert distance_to_iid(iid(DIGITS, 10)) < 0.15
 
 
+def effective_classes(parts, labels):
+    """Mean over agents of exp(entropy) of an agent's classes."""
+    mixtures = [np.unique(labels[part], return_counts=True)[1] / len(part) for part in parts]
+    return np.mean([np.exp(-(mixture * np.log(mixture)).sum()) for mixture in mixtures])
+
+
+@pytest.mark.parametrize(("agents", "fewest"), [(5, 2), (10, 1), (20, 1)])
+def test_the_smaller_alpha_the_fewer_classes(agents, fewest):
+    """Down to whole classes: of 10 classes 5 agents hold 2 each, since all samples are dealt out evenly."""
+    labels = np.repeat(np.arange(10), 100)
+    found = [
+        np.mean([effective_classes(dirichlet(labels, agents, alpha, seed), labels) for seed in range(20)])
+        for alpha in (10, 1, 0.1, 1e-2, 1e-4, 1e-12, 1e-320)
+    ]
+    assert all(small <= 1.001 * large for large, small in zip(found, found[1:], strict=False))
+    assert found[1] > 1.2 * found[3] and found[-3:] == pytest.approx([fewest] * 3, rel=1e-6)
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**32))
+def test_one_class_each_in_the_limit(classes, agents_per_class, samples, seed):
+    labels = np.repeat(np.arange(classes), agents_per_class * samples)
+    parts = dirichlet(labels, classes * agents_per_class, alpha=1e-9, seed=seed)
+    assert effective_classes(parts, labels) == pytest.approx(1)
+
+
+def test_shards_of_a_regression_are_ranges_of_the_target():
+    targets = np.random.default_rng(1).random(100)
+    parts = shards(targets, 5, shards_per_agent=1)
+    extents = sorted((targets[part].min(), targets[part].max()) for part in parts)
+    assert all(high < low for (_, high), (low, _) in zip(extents, extents[1:], strict=False))
+
+
+def test_iid_asks_for_no_labels():
+    assert [needs_labels(split) for split in (iid, partial(iid, seed=1), partial(partial(iid), seed=2))] == [False] * 3
+    assert all(needs_labels(split) for split in SPLITS if split is not iid)
+    assert_same(iid([{"any": "thing"}, None, [1, 2]], 2), iid(3, 2))
+
+
 @pytest.mark.parametrize("name", PARTITIONS)
 def test_from_name(name):
     assert_partition(from_name(name)(DIGITS, 5, seed=3), len(DIGITS), 5)
@@ -138,6 +196,16 @@ def test_from_name(name):
         (lambda: dirichlet([0, 1], 2, alpha=0), "alpha must be positive and finite, got 0"),
         (lambda: dirichlet([0, 1], 2, alpha=float("nan")), "alpha must be positive and finite, got nan"),
         (lambda: by_label([[0, 1]], 2), r"one class per sample, \[n\], got the shape \[1, 2\]"),
+        (lambda: by_label(np.ones((60, 5)), 2), r"got the shape \[60, 5\], which is not one-hot; give one label"),
+        (lambda: by_label([[1], [1, 2]] * 4, 2), "one class per sample, .* got several of some"),
+        (lambda: by_label([{1}, {1, 2}], 2), "numbers or strings, of one type, got [{]1[}]: unhashable type: 'set'"),
+        (lambda: by_label([{"a": 1}, {"a": 2}], 2), "numbers or strings"),
+        (lambda: by_label([1, 2, None], 2), "got None at sample 2; leave it out"),
+        (lambda: by_label([1.0, float("nan"), 2.0], 2), "got nan at sample 1"),
+        (lambda: by_label(["cat", float("nan")], 2), "got nan at sample 1"),
+        (lambda: by_label(["cat", 1], 2), "numbers or strings, of one type"),
+        (lambda: by_label(np.linspace(0.1, 0.9, 8), 2), "8 different values among 8 samples, such as 0.1: targets of"),
+        (lambda: dirichlet(np.linspace(0.1, 0.9, 8), 2), "Use shards or iid, or give classes"),
         (lambda: iid(3, 0), "at least 1 agent, got 0"),
         (
             lambda: from_name("random"),

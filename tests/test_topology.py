@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError, dataclass
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -270,12 +271,103 @@ def test_from_matrix_takes_every_mixture_of_permutations(terms):
     assert_weights_are_rows(topology)
 
 
+def drawn(generator):
+    """A connected graph of networkx, named nodes and all, its edges, and its mixing matrix written out."""
+    nx = pytest.importorskip("networkx")
+    agents = int(generator.integers(3, 12))
+    pairs = [(i, int(generator.integers(i))) for i in range(1, agents)]
+    pairs += [tuple(generator.choice(agents, 2, replace=False).tolist()) for _ in range(agents)]
+    graph = nx.Graph()
+    graph.add_nodes_from(f"agent {i}" for i in range(agents))
+    graph.add_edges_from((f"agent {i}", f"agent {j}") for i, j in pairs)
+    edges = {(i, j) for pair in pairs for i, j in (pair, pair[::-1])}
+    degrees = [sum(i == rank for i, _ in edges) for rank in range(agents)]
+    matrix = np.zeros((agents, agents))
+    for i, j in edges:
+        matrix[i, j] = 1 / (1 + max(degrees[i], degrees[j]))
+    return graph, edges, matrix + np.diag(1 - matrix.sum(1))
+
+
+FORMS = {
+    "networkx": lambda nx, sp, graph: graph,
+    "networkx, both ways": lambda nx, sp, graph: graph.to_directed(),
+    "networkx, edges twice": lambda nx, sp, graph: nx.compose(nx.MultiGraph(graph), nx.MultiGraph(graph)),
+    "numpy": lambda nx, sp, graph: nx.to_numpy_array(graph),
+    "counts": lambda nx, sp, graph: 3 * nx.to_numpy_array(graph, dtype=int),
+    "rows of booleans": lambda nx, sp, graph: (nx.to_numpy_array(graph) > 0).tolist(),
+    "scipy array": lambda nx, sp, graph: nx.to_scipy_sparse_array(graph),
+    "scipy matrix": lambda nx, sp, graph: sp.coo_matrix(nx.to_numpy_array(graph)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("seed", range(8))
+def test_graphs_of_others_have_metropolis_weights(form, seed):
+    nx, sp = pytest.importorskip("networkx"), pytest.importorskip("scipy.sparse")
+    graph, edges, matrix = drawn(np.random.default_rng(seed))
+    topology = FromMatrix(FORMS[form](nx, sp, graph)).bind(len(matrix))
+    np.testing.assert_allclose(topology.mixing_matrix(), matrix, atol=1e-15)
+    assert topology.symmetric and sum(map(len, map(topology.neighbors, range(len(matrix))))) == len(edges)
+
+
+@pytest.mark.parametrize(
+    "form", ["csr_matrix", "csr_array", "coo_array", "torch", "sparse", "with a gradient", "graph"]
+)
+def test_matrices_of_others_are_taken_as_they_are(form):
+    nx, sp = pytest.importorskip("networkx"), pytest.importorskip("scipy.sparse")
+    matrix = np.array([[0.7, 0.3, 0], [0.3, 0.2, 0.5], [0, 0.5, 0.5]])
+    others = {
+        "torch": torch.tensor,
+        "torch.sparse": lambda matrix: torch.tensor(matrix).to_sparse(),
+        "with a gradient": lambda matrix: torch.tensor(matrix, requires_grad=True),
+        "graph": nx.from_numpy_array,
+    }
+    topology = FromMatrix((others.get(form) or getattr(sp, form))(matrix))
+    np.testing.assert_array_equal(topology.mixing_matrix(), matrix)
+    assert topology.neighbors(0) == [1]
+
+
+def test_weights_of_a_graph_that_are_no_mixing_matrix_do_not_count():
+    nx = pytest.importorskip("networkx")
+    karate = nx.karate_club_graph()  # weights are how often two members met
+    np.testing.assert_array_equal(FromMatrix(karate).mixing_matrix(), Given(34, [*karate.edges]).mixing_matrix())
+
+
+def test_a_directed_graph_has_no_mixing_matrix():
+    nx = pytest.importorskip("networkx")
+    with pytest.raises(ValueError, match="does not follow from a directed graph; give the matrix itself, or write a"):
+        FromMatrix(nx.DiGraph([(0, 1), (1, 2), (2, 0)]))
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1e-17, 1e-16, 1e-12, 5e-9]))
+def test_entries_of_rounding_size_are_no_edges(seed, size):
+    generator = np.random.default_rng(seed)
+    ring = Ring(8).mixing_matrix()
+    noise = size * generator.uniform(-1, 1, (8, 8)) * (generator.random((8, 8)) < 0.5)
+    topology = FromMatrix(ring + noise * (ring == 0)).bind(8)
+    np.testing.assert_array_equal(topology.mixing_matrix(), ring)
+    assert [topology.neighbors(rank) for rank in range(8)] == [Ring(8).neighbors(rank) for rank in range(8)]
+    assert topology.symmetric
+
+    class Noisy(Ring):
+        def mixing_matrix(self):
+            return ring + noise * (ring == 0)
+
+    noisy = Noisy(8).bind(8)
+    assert [noisy.weights(rank) for rank in range(8)] == [topology.weights(rank) for rank in range(8)]
+
+
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [
         ([[0.5, 0.5]], r"square \[N, N\], got the shape \[1, 2\]"),
         ([[1.0]], "FromMatrix needs at least 2 agents, got 1"),
         ([[0.5, 0.4], [0.5, 0.6]], "row 0 sums to 0.9"),
+        ([[0.5, 0.500004], [0.500004, 0.5]], "row 0 sums to 1.000004;"),
+        ([[0, 2], [1, 0]], "row 0 sums to 2"),
+        ([[0.5, -1e-6], [0.5, 1]], r"got -1e-06 at \[0, 1\]"),
+        ([[0.5, 0.5], [0.5]], "of numbers; got a list"),
+        ({0: {1: 1}}, "of numbers; got a dict. Give rows, an array, a matrix of scipy.sparse or a graph of networkx"),
         ([[0.5, 0.5], [0.4, 0.6]], "column 0 sums to 0.9"),
         ([[1.5, -0.5], [-0.5, 1.5]], r"got -0.5 at \[0, 1\]"),
         ([[float("nan"), 0.5], [0.5, 0.5]], r"got nan at \[0, 0\]"),

@@ -143,10 +143,12 @@ class AgentStrategy(Strategy):
     def process_dataloader(self, dataloader: Any) -> Any:
         """Let every agent serve the same number of train batches per epoch."""
         dataloader = super().process_dataloader(dataloader)
-        stage = internals.new_loader_stage(self.module.trainer)
+        trainer = self.module.trainer
+        stage = internals.new_loader_stage(trainer)
         if stage == "train":
             self._restore_agents()
-            return self._loaders.agree(dataloader)
+            settled = trainer.max_steps != -1 or isinstance(trainer.limit_train_batches, int)
+            return self._loaders.agree(dataloader, settled)
         if stage is not None:
             self._loaders.check(dataloader, stage)
         return dataloader

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
 
 from cga_lightning import partition as partitions
 from cga_lightning.lightning import trees
+from cga_lightning.lightning.labels import labels_of
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-Partition = Callable[..., list[Any]]
+Partition = Callable[..., Any]
+Parts = list[np.ndarray[Any, np.dtype[np.int64]]]
 
 
 class PartitionedDataModule(LightningDataModule):
@@ -28,19 +30,23 @@ class PartitionedDataModule(LightningDataModule):
     and the epoch only.
 
     Args:
-        train, val, test: map-style datasets.
+        train: map-style dataset: of torch, of Hugging Face, or a list.
+        val, test: any datasets.
         partition: "by_label", "iid", "shards", "dirichlet"; a function `(labels, agents, seed=...)` such as
-            `functools.partial(cga_lightning.partition.dirichlet, alpha=0.1)`; or a list of N index arrays.
+            `functools.partial(cga_lightning.partition.dirichlet, alpha=0.1)`; or N index arrays, as a list or as a dict
+            `{agent: indices}`. Parts that are given may overlap.
         batch_size: samples per batch of each agent.
         seed: of the partition and of the shuffling.
-        labels: class of every train sample `[n]`; by default `train.targets`, `train.labels`, the last tensor of a
-            `TensorDataset`, or the second item of every sample.
+        labels: class of every train sample `[n]`, or the column, key or item of the samples that it is; looked for by
+            `labels_of` if None. "iid" asks for none.
         eval_batch_size: samples per batch in validation and test; `batch_size` if None.
-        loader_options: further arguments of every `DataLoader`, such as `num_workers`.
+        loader_options: further arguments of every `DataLoader`, such as `num_workers`; `drop_last` is for train alone.
 
     Raises:
-        ValueError: when the partition does not give one non-empty part to every agent.
-        TypeError: when the Trainer's strategy has no agents.
+        ValueError: when labels and data have different lengths, the partition does not give one non-empty part to
+            every agent, or `loader_options` has what the module sets itself.
+        TypeError: when train is no map-style dataset, has no labels where they are needed, or the Trainer's strategy
+            has no agents.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class PartitionedDataModule(LightningDataModule):
         val: Dataset[Any] | None = None,
         test: Dataset[Any] | None = None,
         *,
-        partition: str | Partition | Sequence[Any] = "by_label",
+        partition: str | Partition | Sequence[Any] | Mapping[int, Any] = "by_label",
         batch_size: int = 32,
         seed: int = 0,
         labels: Any = None,
@@ -57,12 +63,14 @@ class PartitionedDataModule(LightningDataModule):
         loader_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.train, self.val, self.test = train, val, test
         self.partition = partitions.from_name(partition) if isinstance(partition, str) else partition
+        _check_map_style(train)
+        _check_options(loader_options or {})
+        self.train, self.val, self.test = train, val, test
         self.batch_size = batch_size
         self.seed = seed
         self.labels = labels
-        self.eval_batch_size = eval_batch_size or batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.loader_options = dict(loader_options or {})
         # Only now do these count as defined: Lightning warns of a loader without a validation_step, empty or not.
         if val is not None:
@@ -80,25 +88,25 @@ class PartitionedDataModule(LightningDataModule):
         trees.join(self, trainer)
         self._trainer = trainer
 
-    def parts(self, agents: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    def parts(self, agents: int) -> Parts:
         """The indices into `train` of each agent."""
-        if callable(self.partition):
-            labels = labels_of(self.train) if self.labels is None else self.labels
-            return self.partition(labels, agents, seed=self.seed)
-        parts = [np.asarray(part) for part in self.partition]
-        if len(parts) != agents or not all(map(len, parts)):
-            raise ValueError(
-                f"The partition has {len(parts)} parts of {[len(part) for part in parts]} samples, but the run has "
-                f"{agents} agents that need one non-empty part each."
-            )
         samples = len(self.train)  # type: ignore[arg-type]
-        for rank, part in enumerate(parts):
-            if part.dtype.kind not in "iu" or part.min() < 0 or part.max() >= samples:
-                raise ValueError(
-                    f"Part {rank} of the partition must hold indices into train, integers from 0 to {samples - 1}, got "
-                    f"{part.dtype} from {part.min()} to {part.max()}."
-                )
-        return parts
+        parts = self.partition
+        if callable(parts):
+            parts = parts(self._labels(parts, samples), agents, seed=self.seed)
+        return _checked(parts, agents, samples)
+
+    def _labels(self, partition: Partition, samples: int) -> Any:
+        """What the partition asks for: the labels, or just their number."""
+        labels = self.labels
+        if labels is not None and not isinstance(labels, str | int) and len(labels) != samples:
+            raise ValueError(
+                f"labels must have one class for each of the {samples} samples of train, got {len(labels)}; for a "
+                "Subset give labels[subset.indices]."
+            )
+        if not partitions.needs_labels(partition):
+            return samples
+        return labels_of(self.train, labels) if labels is None or isinstance(labels, str | int) else labels
 
     def train_dataloader(self) -> Any:
         """The loader of this process's agent, or a list of loaders if it has several."""
@@ -121,7 +129,8 @@ class PartitionedDataModule(LightningDataModule):
         return DataLoader(subset, batch_size=self.batch_size, sampler=sampler, **options)
 
     def _eval_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        return DataLoader(dataset, batch_size=self.eval_batch_size, shuffle=False, **self.loader_options)
+        options = {**self.loader_options, "drop_last": False}  # every sample counts
+        return DataLoader(dataset, batch_size=self.eval_batch_size, shuffle=False, **options)
 
 
 class EpochSampler(Sampler[int]):
@@ -144,26 +153,48 @@ class EpochSampler(Sampler[int]):
         return self._samples
 
 
-def labels_of(dataset: Dataset[Any]) -> Any:
-    """The class of every sample `[n]` of a classification dataset.
-
-    Raises:
-        TypeError: when the samples have no second item.
-    """
-    if isinstance(dataset, Subset):
-        return np.asarray(labels_of(dataset.dataset))[np.asarray(dataset.indices)]
-    if isinstance(dataset, TensorDataset) and len(dataset.tensors) > 1:
-        return dataset.tensors[-1]
-    for name in ("targets", "labels"):
-        if hasattr(dataset, name):
-            return np.asarray(getattr(dataset, name))
-    try:
-        return np.asarray([int(dataset[i][1]) for i in range(len(dataset))])  # type: ignore[arg-type]
-    except (TypeError, IndexError, KeyError) as error:
+def _check_map_style(train: Any) -> None:
+    if isinstance(train, IterableDataset) or not (hasattr(train, "__len__") and hasattr(train, "__getitem__")):
         raise TypeError(
-            f"Cannot find the labels of {type(dataset).__name__}: its samples are no (input, label) pairs. Pass "
-            "PartitionedDataModule(labels=...), or partition='iid', or a list of index arrays."
-        ) from error
+            f"PartitionedDataModule needs a map-style dataset, with __len__ and __getitem__, got a "
+            f"{type(train).__name__}. Give each agent a loader of its own in train_dataloader() of a data module."
+        )
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in ("dataset", "batch_size", "shuffle", "sampler", "batch_sampler"):
+        if name in options:
+            raise ValueError(
+                f"loader_options cannot have {name!r}: every agent's part is shuffled by the seed of "
+                "PartitionedDataModule, which also has batch_size and eval_batch_size."
+            )
+
+
+def _checked(given: Any, agents: int, samples: int) -> Parts:
+    """The parts of a partition, of a user or of a function of one, as index arrays."""
+    if isinstance(given, Mapping):
+        if set(given) != set(range(agents)):
+            raise ValueError(
+                f"The keys of a partition must be the {agents} agents of the run, 0 to {agents - 1}, got "
+                f"{list(given)[:10]}; if they are names, give list(partition.values())."
+            )
+        given = [given[rank] for rank in range(agents)]
+    parts = [np.asarray(part) for part in given]
+    sizes = [part.size for part in parts]
+    if len(parts) != agents or not all(sizes):
+        raise ValueError(
+            f"The partition has {len(parts)} parts of {sizes} samples, but the run has {agents} agents that need one "
+            "non-empty part each."
+        )
+    for rank, part in enumerate(parts):
+        if part.ndim != 1 or part.dtype.kind not in "iu" or part.min() < 0 or part.max() >= samples:
+            numbers = part.ndim == 1 and part.dtype.kind in "biuf"
+            found = f"from {part.min()} to {part.max()}" if numbers else f"of the shape {list(part.shape)}"
+            raise ValueError(
+                f"Part {rank} of the partition must hold indices into train, integers from 0 to {samples - 1}, got "
+                f"{part.dtype} {found}."
+            )
+    return [part.astype(np.int64, copy=False) for part in parts]
 
 
 def _seed_from(values: Sequence[int]) -> int:

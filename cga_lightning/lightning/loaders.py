@@ -1,101 +1,101 @@
-"""Train loaders of unequal length: all agents must make the same number of steps in an epoch."""
+"""Train loaders of unequal length, or of none: all agents must make the same number of steps in an epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
 
 from cga_lightning.lightning.peers import Peers
+from cga_lightning.lightning.rounds import CommonEpoch, Report, Source, Uneven, listed, sized_length
 
-Uneven = Literal["cycle", "min", "error"]
+__all__ = ["AgreedLoader", "LoadersOfPeers", "LoadersOfSimulation", "Uneven", "agreed_length", "keeps_its_length"]
 
 
-def agreed_length(lengths: Sequence[int | None], uneven: Uneven) -> int:
-    """The number of batches that every agent serves in an epoch.
+def agreed_length(lengths: Sequence[int | None], uneven: Uneven, settled: bool = False) -> int | None:
+    """The number of batches that every agent serves in an epoch; None if that shows only when the loaders end.
 
     Args:
         lengths: number of batches of each agent's loader, None where it has no length.
         uneven: "cycle": the longest, shorter loaders start again; "min": the shortest; "error": they must be equal.
+        settled: whether the Trainer limits the steps of the run, or of an epoch.
 
     Raises:
-        ValueError: when a loader has no length or no batch, or the lengths differ under "error".
+        ValueError: when a loader has no length and nothing is settled, or no batch, or the lengths differ under
+            "error".
     """
     unsized = [rank for rank, length in enumerate(lengths) if length is None]
     sized = [length for length in lengths if length is not None]
-    if unsized:
+    if unsized and not settled:
         raise ValueError(
-            f"The train loader of agent {_listed(unsized)} has no length, so the agents cannot agree on the number of "
-            "steps in an epoch. Give the IterableDataset a __len__, or use a map-style dataset."
+            f"The train loader of agent {listed(unsized)} has no length, so the agents cannot agree on the number of "
+            "steps in an epoch. Give the IterableDataset a __len__, use a map-style dataset, or set "
+            "Trainer(max_steps=...) or Trainer(limit_train_batches=...) to a number of batches."
         )
-    if min(sized) == 0:
-        empty = [rank for rank, length in enumerate(sized) if length == 0]
+    if 0 in sized:
+        empty = [rank for rank, length in enumerate(lengths) if length == 0]
         raise ValueError(
-            f"The train loader of agent {_listed(empty)} has no batch. Give every agent data, or lower the batch size "
+            f"The train loader of agent {listed(empty)} has no batch. Give every agent data, or lower the batch size "
             "if drop_last=True drops its only batch."
         )
+    if unsized:
+        return None
     if uneven == "error" and len(set(sized)) > 1:
         raise ValueError(
-            f'The train loaders of the agents have {_listed(sized)} batches, but uneven="error" asks for equal '
+            f'The train loaders of the agents have {listed(sized)} batches, but uneven="error" asks for equal '
             'lengths. Use uneven="cycle" to repeat the shorter ones or uneven="min" to cut the longer ones.'
         )
     return min(sized) if uneven == "min" else max(sized)
 
 
-def sized_length(loader: object) -> int | None:
-    """The number of batches of `loader`, or None if it does not know."""
-    try:
-        length: int = len(loader)  # type: ignore[arg-type]
-    except (TypeError, NotImplementedError):
-        return None
-    return length
+def keeps_its_length(loader: object) -> bool:
+    """Whether `len(loader)` cannot be wrong: samples of a map-style dataset in an order of torch's, or in a list."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    parts = (loader, loader.sampler, loader.batch_sampler)
+    return all(type(part).__module__.partition(".")[0] in ("torch", "torchdata", "builtins", "cga_lightning") for part in parts)
 
 
 class AgreedLoader:
-    """A train loader that serves exactly the agreed number of batches: cut, or started again when exhausted.
+    """A train loader that serves exactly the batches that all agents have agreed on.
 
     Everything but iteration and length, attributes included, is that of the wrapped loader.
 
     Args:
-        loader: the loader to wrap.
-        length: returns the agreed number of batches; called when the length is first needed.
+        source: the loader to wrap.
+        epoch: returns what the agents have agreed on; called when the length or a batch is first needed.
     """
 
-    _loader: Iterable[Any]
-    _length: Callable[[], int]
+    _source: Source
+    _epoch: Callable[[], CommonEpoch]
 
-    def __init__(self, loader: Iterable[Any], length: Callable[[], int]) -> None:
-        self.__dict__.update(_loader=loader, _length=length)
+    def __init__(self, source: Source, epoch: Callable[[], CommonEpoch]) -> None:
+        self.__dict__.update(_source=source, _epoch=epoch)
+        if hasattr(source.loader, "load_state_dict"):  # only where it is an attribute, Lightning takes it for stateful
+            self.__dict__.update(state_dict=source.loader.state_dict, load_state_dict=source.load_state_dict)
 
     @property
     def wrapped(self) -> Iterable[Any]:
         """The loader that serves the batches."""
-        return self._loader
+        return self._source.loader
 
     def __len__(self) -> int:
-        return self._length()
+        length = self._epoch().length
+        if length is None:
+            raise TypeError("This train loader has no length: its epochs end when those of all agents have ended.")
+        return length
 
     def __iter__(self) -> Iterator[Any]:
-        served, length = 0, len(self)
-        while served < length:
-            before = served
-            for batch in self._loader:
-                yield batch
-                served += 1
-                if served == length:
-                    break
-            if served == before:
-                raise RuntimeError(
-                    f"The train loader of an agent ran dry after {served} of the {length} batches of this epoch, and "
-                    "starting it again gave none. Its iterator must start anew each time it is asked for."
-                )
+        return self._epoch().batches(self._source)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # pickling asks before there is a loader
             raise AttributeError(name)
-        return getattr(self._loader, name)
+        return getattr(self._source.loader, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._loader, name, value)
+        setattr(self._source.loader, name, value)
 
 
 class LoadersOfPeers:
@@ -110,11 +110,22 @@ class LoadersOfPeers:
         self._peers = peers
         self._uneven = uneven
 
-    def agree(self, loader: Any) -> Any:
-        """The train loader, serving as many batches per epoch as those of all other agents. A collective."""
-        own = sized_length(loader)
-        length = agreed_length(self._peers.gather(own), self._uneven)
-        return loader if own == length else AgreedLoader(loader, lambda: length)
+    def agree(self, loader: Any, settled: bool) -> Any:
+        """The train loader, serving as many batches per epoch as those of all other agents. A collective.
+
+        Where a length may be wrong, or there is none, every batch is one too.
+        """
+        known = self._peers.gather((sized_length(loader), keeps_its_length(loader)))
+        length = agreed_length([length for length, _ in known], self._uneven, settled)
+        certain = all(keeps for _, keeps in known)
+        if certain and sized_length(loader) == length:
+            return loader
+        source = Source(loader)
+        epoch = CommonEpoch([source], length, self._uneven, _own if certain else self._gather)
+        return AgreedLoader(source, lambda: epoch)
+
+    def _gather(self, reports: list[Report]) -> list[list[Report]]:
+        return self._peers.gather(reports, "agreement on the next batch")
 
     def check(self, loader: Any, stage: str) -> None:
         """Refuse loaders for validation or test of which only some have batches. A collective.
@@ -126,7 +137,7 @@ class LoadersOfPeers:
         empty = [rank for rank, length in enumerate(lengths) if length == 0]
         if 0 < len(empty) < len(lengths):
             raise ValueError(
-                f"The {stage} loader of agent {_listed(empty)} has no batch, but those of others have. All agents "
+                f"The {stage} loader of agent {listed(empty)} has no batch, but those of others have. All agents "
                 "evaluate together: give every agent data, or none."
             )
 
@@ -140,24 +151,26 @@ class LoadersOfSimulation:
 
     def __init__(self, uneven: Uneven) -> None:
         self._uneven = uneven
-        self._loaders: list[Any] = []
-        self._length: int | None = None
+        self._sources: list[Source] = []
+        self._epoch: CommonEpoch | None = None
 
-    def agree(self, loader: Any) -> Any:
+    def agree(self, loader: Any, settled: bool) -> Any:
         """The train loader of the next agent, serving as many batches per epoch as those of all others."""
-        if self._length is not None:
-            self._loaders, self._length = [], None
-        self._loaders.append(loader)
-        return AgreedLoader(loader, self._agreed_length)
+        if self._epoch is not None:
+            self._sources, self._epoch = [], None
+        self._settled = settled
+        self._sources.append(Source(loader))
+        return AgreedLoader(self._sources[-1], self._agreed)
 
     def check(self, loader: Any, stage: str) -> None:
         """All agents evaluate with the same loader."""
 
-    def _agreed_length(self) -> int:
-        if self._length is None:
-            self._length = agreed_length([sized_length(loader) for loader in self._loaders], self._uneven)
-        return self._length
+    def _agreed(self) -> CommonEpoch:
+        if self._epoch is None:
+            length = agreed_length([source.length for source in self._sources], self._uneven, self._settled)
+            self._epoch = CommonEpoch(self._sources, length, self._uneven, _own)
+        return self._epoch
 
 
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))
+def _own(reports: list[Report]) -> list[list[Report]]:
+    return [reports]

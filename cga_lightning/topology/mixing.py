@@ -9,6 +9,9 @@ from cga_lightning.topology.links import Links
 
 Matrix = NDArray[np.float64]
 
+ROUNDING = 1e-8
+"""A weight below this stems from rounding: it stands for no edge."""
+
 
 def metropolis_weights(links: Links) -> Matrix:
     """Return the doubly stochastic weights of Metropolis and Hastings for symmetric links (Xiao & Boyd 2004).
@@ -47,7 +50,7 @@ def check_doubly_stochastic(matrix: Matrix) -> None:
         sums = matrix.sum(axis=axis)
         for index in np.flatnonzero(np.abs(sums - 1) > 1e-6):
             raise ValueError(
-                f"A mixing matrix is doubly stochastic, but {name} {index} sums to {sums[index]:.6g}; every "
+                f"A mixing matrix is doubly stochastic, but {name} {index} sums to {sums[index]:.9g}; every "
                 "row and every column must sum to 1."
             )
 
@@ -62,7 +65,7 @@ def check_fits(matrix: Matrix, links: Links) -> None:
     if matrix.shape != (agents, agents):
         raise ValueError(f"A mixing matrix of {agents} agents is [{agents}, {agents}], got {list(matrix.shape)}.")
     _check_not_negative(matrix)
-    for receiver, sender in np.argwhere((matrix > 0) & ~links.dense()).tolist():
+    for receiver, sender in np.argwhere((matrix > ROUNDING) & ~links.dense()).tolist():
         if receiver != sender:
             raise ValueError(
                 f"The mixing matrix has {matrix[receiver, sender]} at [{receiver}, {sender}], but agent {receiver} "
@@ -71,6 +74,7 @@ def check_fits(matrix: Matrix, links: Links) -> None:
 
 
 def _check_not_negative(matrix: Matrix) -> None:
-    if not (matrix >= 0).all():
-        row, column = np.argwhere(~(matrix >= 0))[0]
+    negative = ~(matrix > -ROUNDING)
+    if negative.any():
+        row, column = np.argwhere(negative)[0]
         raise ValueError(f"A mixing matrix has entries >= 0, got {matrix[row, column]} at [{row}, {column}].")
