@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from cga_lightning.core.communication import communication_error
+from cga_lightning.passes.module_state import deviation, finite_part, mean_around
 
 
 class Peers(Protocol):
@@ -27,7 +29,7 @@ class Peers(Protocol):
         """One value of every process, in the order of their ranks. A collective of this name."""
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over processes, in place. A collective."""
+        """The mean over processes, to the bit the common value where all have the same. A collective."""
 
 
 class OneProcess:
@@ -89,7 +91,17 @@ class ProcessGroup:
         return values
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over processes, in place. A collective."""
+        """The mean over processes, to the bit the common value where all have the same. A collective."""
+        count = dist.get_world_size()
         with self.collective("mean"):
-            dist.all_reduce(tensor)
-        return tensor.div_(dist.get_world_size())
+            start = from_agent_0(finite_part(tensor))
+            total = deviation(tensor, start, count).contiguous()
+            dist.all_reduce(total)
+        return mean_around(start, total)
+
+
+def from_agent_0(tensor: Tensor) -> Tensor:
+    """A copy of the tensor of process 0, which all have in this shape and dtype. A collective."""
+    received = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.broadcast(received.view(-1).view(torch.uint8), src=0)  # as bytes: gloo and NCCL know few dtypes
+    return received
