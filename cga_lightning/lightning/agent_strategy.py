@@ -23,6 +23,7 @@ from cga_lightning.lightning.loaders import LoadersOfPeers, LoadersOfSimulation,
 from cga_lightning.lightning.peers import Peers
 from cga_lightning.lightning.phases import Phases
 from cga_lightning.lightning.training import Training, mean_by_name
+from cga_lightning.lightning.transitions import Next, Transitions
 from cga_lightning.names import check_choice, resolved
 from cga_lightning.passes.module_state import ModuleState, State
 from cga_lightning.passes.parameters import trainable
@@ -76,7 +77,8 @@ class AgentStrategy(Strategy):
         self._cross = CrossGradients(self, self._plain_training_step)
         self._training = Training(self, self._cross, self._check_same_model)
         self._consensus = Consensus(peers, self._training.states)
-        self._phases = Phases(self, self._consensus)
+        self._transitions = Transitions(peers, lambda: self._training.step)
+        self._phases = Phases(self, self._consensus, self._transitions)
         self._files = AgentFiles(self, peers)
         self._differences = DifferenceWarning()
 
@@ -167,12 +169,14 @@ class AgentStrategy(Strategy):
         with self._peers.collective("all_gather"):
             return super().all_gather(tensor, group, sync_grads)  # type: ignore[safe-super]
 
-    def barrier(self, *args: Any, **kwargs: Any) -> None:
+    def barrier(self, name: str | None = None) -> None:
         """As in Lightning, but not inside training_step."""
         self._cross.forbid_in_passes("barrier")
         if not self._peers.left:
+            if self.agents_differ and str(name).endswith("_dataloader()"):
+                self._transitions.agree(Next.LOADERS, self.module.trainer)
             with self._peers.collective("barrier"):
-                super().barrier(*args, **kwargs)  # type: ignore[safe-super]
+                super().barrier(name)  # type: ignore[safe-super]
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """As in Lightning, but not inside training_step."""

@@ -19,7 +19,7 @@ from cga_lightning.lightning.agent_files import Resume
 from cga_lightning.lightning.agent_strategy import AgentStrategy, EvalModel
 from cga_lightning.lightning.agreement import check_same_model
 from cga_lightning.lightning.launching import PromptLauncher, end
-from cga_lightning.lightning.loaders import LoadersOfPeers, Uneven
+from cga_lightning.lightning.loaders import LoadersOfPeers, Uneven, tell_unsplit
 from cga_lightning.lightning.logged_means import LoggedMeans
 from cga_lightning.lightning.peers import ProcessGroup, from_agent_0
 from cga_lightning.lightning.refusals import refuse_sharded
@@ -200,6 +200,12 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         """Log own values again."""
         self._means.end()
         super().on_test_end()
+
+    def on_predict_start(self) -> None:
+        """Tell that agents do not share out what is to be predicted."""
+        super().on_predict_start()
+        if self.is_global_zero:
+            tell_unsplit(self.module.trainer.predict_dataloaders, self.agents)
 
     # --- end
 

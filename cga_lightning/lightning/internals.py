@@ -21,6 +21,8 @@ __all__ = [
     "HOOKS",
     "MultiProcessingLauncher",
     "interrupt",
+    "batches_as_usual",
+    "before_batches",
     "before_means",
     "is_accumulating",
     "layer_sync",
@@ -80,16 +82,39 @@ def is_accumulating(trainer: Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
+def before_batches(trainer: Trainer, act: Callable[[], bool]) -> None:
+    """Act before every train batch of several processes, in place of a broadcast whether process 0 has got a signal.
+
+    Args:
+        trainer: whose fit it is.
+        act: returns whether it has. Then Lightning's broadcast follows, which ends the run.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    broadcast: Callable[[], None] = loop._broadcast_sigterm_tensor
+
+    def acting() -> None:
+        if act():
+            broadcast()
+
+    loop._broadcast_sigterm_tensor = acting
+
+
+def batches_as_usual(trainer: Trainer) -> None:
+    """Undo `before_batches`."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    vars(loop).pop("_broadcast_sigterm_tensor", None)
+
+
 def before_means(trainer: Trainer, act: Callable[[], None]) -> None:
     """Act before values logged in an evaluation are averaged over its batches: after each loader and at the end."""
-    connector = trainer._logger_connector
+    connector: Any = trainer._logger_connector
     average: Callable[[], Any] = connector.update_eval_epoch_metrics
 
     def acting() -> Any:
         act()
         return average()
 
-    vars(connector)["update_eval_epoch_metrics"] = acting
+    connector.update_eval_epoch_metrics = acting
 
 
 def means_as_usual(trainer: Trainer) -> None:

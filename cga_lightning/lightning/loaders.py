@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DistributedSampler
+
 from cga_lightning.lightning.peers import Peers
+
+_log = logging.getLogger(__name__)
 
 Uneven = Literal["cycle", "min", "error"]
 
@@ -129,6 +135,18 @@ class LoadersOfPeers:
                 f"The {stage} loader of agent {_listed(empty)} has no batch, but those of others have. All agents "
                 "evaluate together: give every agent data, or none."
             )
+
+
+def tell_unsplit(loaders: Any, agents: int) -> None:
+    """Warn that every process predicts all that its loaders serve, unless a `DistributedSampler` splits them."""
+    batches = [getattr(loader, "batch_sampler", None) for loader in tree_leaves(loaders)]
+    samplers = [getattr(batch_sampler, "sampler", None) for batch_sampler in batches]
+    if any(not isinstance(sampler, DistributedSampler) for sampler in samplers):
+        _log.warning(
+            f"Each of the {agents} agents predicts all of the data of its predict loader: it is not split, since an "
+            "agent's data is its own. To split it, return DataLoader(data, sampler=DistributedSampler(data, "
+            "shuffle=False)) from predict_dataloader(); or predict in one process, with Trainer(devices=1)."
+        )
 
 
 class LoadersOfSimulation:

@@ -28,6 +28,9 @@ class Peers(Protocol):
     def gather(self, value: Any, name: str = "gather") -> list[Any]:
         """One value of every process, in the order of their ranks. A collective of this name."""
 
+    def numbers(self, number: int, device: torch.device) -> list[int]:
+        """The same for a small number, in the time of one small message."""
+
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over processes, to the bit the common value where all have the same. A collective."""
 
@@ -44,6 +47,10 @@ class OneProcess:
     def gather(self, value: Any, name: str = "gather") -> list[Any]:
         """The own value."""
         return [value]
+
+    def numbers(self, number: int, device: torch.device) -> list[int]:
+        """The own number."""
+        return [number]
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The tensor."""
@@ -89,6 +96,14 @@ class ProcessGroup:
         with self.collective(name):
             dist.all_gather_object(values, value)
         return values
+
+    def numbers(self, number: int, device: torch.device) -> list[int]:
+        """The same for a small number, in the time of one small message; the device is that of the group's backend."""
+        numbers = torch.zeros(dist.get_world_size(), dtype=torch.int32, device=device)
+        numbers[dist.get_rank()] = number
+        with self.collective("agreement on what comes next"):
+            dist.all_reduce(numbers)
+        return numbers.tolist()
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over processes, to the bit the common value where all have the same. A collective."""

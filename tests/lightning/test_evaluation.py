@@ -5,9 +5,9 @@ from datetime import timedelta
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import BasePredictionWriter, ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 import cga_lightning as cga
 from cga_lightning.lightning.swapped import Swapped
@@ -253,3 +253,38 @@ def test_swapped():
     swapped.leave()
     assert module.weight.tolist() == [1.0, 1.0] and module.running_mean.tolist() == [8.0, 8.0]
     assert module.running_mean is module.again and module.new == 1 and not hasattr(module, "gone")
+
+
+class Predicting(Classifier):
+    def predict_step(self, batch, batch_idx):
+        return batch[1]
+
+
+class Written(BasePredictionWriter):
+    def __init__(self, folder):
+        super().__init__("epoch")
+        self.folder = folder
+
+    def write_on_epoch_end(self, trainer, pl_module, predictions, batch_indices):
+        torch.save(sum(batch_indices[0], []), self.folder / f"{trainer.global_rank}.pt")
+
+
+class ToPredict(pl.LightningDataModule):
+    def __init__(self, split):
+        super().__init__()
+        self.split = split
+
+    def predict_dataloader(self):
+        data = one_class_each(1, samples=12)[0]
+        return DataLoader(data, batch_size=4, sampler=DistributedSampler(data, shuffle=False) if self.split else None)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_predict_says_that_it_does_not_split(split, tmp_path, capfd):
+    strategy = cga.DecentralizedStrategy(start_method="fork")
+    trainer = pl.Trainer(strategy=strategy, callbacks=[Written(tmp_path)], **QUIET | {"devices": AGENTS})
+    trainer.predict(Predicting(), datamodule=ToPredict(split), return_predictions=False)
+    indices = [torch.load(tmp_path / f"{rank}.pt") for rank in range(AGENTS)]
+    assert indices == [[*range(rank, 12, AGENTS)] if split else [*range(12)] for rank in range(AGENTS)]
+    told = capfd.readouterr().err.count("Each of the 3 agents predicts all of the data of its predict loader")
+    assert told == (0 if split else 1)
