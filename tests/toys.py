@@ -78,13 +78,13 @@ class OwnData(pl.LightningDataModule):
 
 
 class SaveOwnWeights(pl.Callback):
-    """Each process writes its agent's own weights; under simulation nothing, see `agent_state_dicts`."""
+    """Each process writes its agent's own weights; a simulation those of agent 0, see `agent_state_dicts`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        torch.save(pl_module.state_dict(), self.folder / f"{trainer.global_rank}.pt")
+        torch.save(trainer.strategy.agent_state_dicts()[0], self.folder / f"{trainer.global_rank}.pt")
 
     def load(self, agents: int) -> list[dict[str, Tensor]]:
         return [torch.load(self.folder / f"{rank}.pt") for rank in range(agents)]

@@ -21,9 +21,11 @@ from cga_lightning.lightning.consensus import Consensus
 from cga_lightning.lightning.cross_gradients import CrossGradients
 from cga_lightning.lightning.loaders import LoadersOfPeers, LoadersOfSimulation, Uneven
 from cga_lightning.lightning.peers import Peers
+from cga_lightning.lightning.phases import Phases
 from cga_lightning.lightning.training import Training, mean_by_name
+from cga_lightning.lightning.transitions import Next, Transitions
 from cga_lightning.names import check_choice, resolved
-from cga_lightning.passes.module_state import State
+from cga_lightning.passes.module_state import ModuleState, State
 from cga_lightning.passes.parameters import trainable
 from cga_lightning.topology import TOPOLOGIES, Topology
 
@@ -75,6 +77,8 @@ class AgentStrategy(Strategy):
         self._cross = CrossGradients(self, self._plain_training_step)
         self._training = Training(self, self._cross, self._check_same_model)
         self._consensus = Consensus(peers, self._training.states)
+        self._transitions = Transitions(peers, lambda: self._training.step)
+        self._phases = Phases(self, self._consensus, self._transitions)
         self._files = AgentFiles(self, peers)
         self._differences = DifferenceWarning()
 
@@ -123,6 +127,7 @@ class AgentStrategy(Strategy):
         internals.leave_samplers(model.trainer)
         if model.trainer.state.fn == "fit":
             refusals.refuse_module(model)
+            self._phases.come_first(model.trainer)
         super().connect(model)
 
     def setup_optimizers(self, trainer: Trainer) -> None:
@@ -166,12 +171,14 @@ class AgentStrategy(Strategy):
         with self._peers.collective("all_gather"):
             return super().all_gather(tensor, group, sync_grads)  # type: ignore[safe-super]
 
-    def barrier(self, *args: Any, **kwargs: Any) -> None:
+    def barrier(self, name: str | None = None) -> None:
         """As in Lightning, but not inside training_step."""
         self._cross.forbid_in_passes("barrier")
         if not self._peers.left:
+            if self.agents_differ and str(name).endswith("_dataloader()"):
+                self._transitions.agree(Next.LOADERS, self.module.trainer)
             with self._peers.collective("barrier"):
-                super().barrier(*args, **kwargs)  # type: ignore[safe-super]
+                super().barrier(name)  # type: ignore[safe-super]
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """As in Lightning, but not inside training_step."""
@@ -197,6 +204,21 @@ class AgentStrategy(Strategy):
         """The root mean square over all agents of |x^j - mean|, float64. A collective."""
         return self._consensus.distance()
 
+    def agent_state_dicts(self) -> list[dict[str, Any]]:
+        """The own state_dict of every agent of this process, copied; at any time during fit.
+
+        After fit, until the next one, that of a simulated agent; in processes all agents then have the consensus.
+
+        Raises:
+            RuntimeError: before the first training step.
+        """
+        with self._consensus.put_aside():
+            return [self._state_dict(state) for state in self._training.residents.states()]
+
+    def _state_dict(self, state: State) -> dict[str, Any]:
+        with ModuleState(self.module).activated(state):
+            return {name: value.clone() for name, value in self.module.state_dict().items()}
+
     def diagnostics(self) -> dict[str, Tensor]:
         """What the agents of this process report about their last step, each value averaged over those that have it."""
         return mean_by_name(self._training.diagnostics())
@@ -214,23 +236,32 @@ class AgentStrategy(Strategy):
             f"traffic/{name}": total / self.agents for name, total in sent.items()
         }
 
-    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Validate with the consensus; outside of this call the module holds its own weights."""
-        if not self._training.agents_differ or self.eval_model == "own":
-            return super().validation_step(*args, **kwargs)
-        with self._consensus.validating(self.module):
-            return super().validation_step(*args, **kwargs)
+    @property
+    def agents_differ(self) -> bool:
+        """Whether agents have models of their own, as they do from their first step until the end of fit."""
+        return self._training.agents_differ
+
+    @property
+    def validates_consensus(self) -> bool:
+        """Whether a validation now puts the consensus in place of the agents' models."""
+        return self.agents_differ and self.eval_model == "consensus"
+
+    def on_validation_start(self) -> None:
+        """The module holds the consensus already, see `Phases`, unless somebody has removed that callback."""
+        if self.validates_consensus:
+            self._consensus.enter(self.module)
+        super().on_validation_start()
 
     def on_validation_end(self) -> None:
-        """The next validation has another consensus."""
-        self._consensus.forget()
+        """The module holds the tensors of its agent again; what was written into buffers stays."""
+        self._consensus.leave()
         super().on_validation_end()
 
     # --- checkpoints
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The consensus while fitting. A collective, except when an exception stopped this process alone."""
-        if not self._training.agents_differ or self._peers.left:
+        """The consensus while fitting. A collective, but not when an exception stopped this process alone."""
+        if not self.agents_differ or self._peers.left:
             return super().lightning_module_state_dict()
         with self._consensus.swapped_into(self.module):
             return super().lightning_module_state_dict()
@@ -241,10 +272,11 @@ class AgentStrategy(Strategy):
             return super().save_checkpoint(checkpoint, filepath, storage_options)
         self._compare_monitored()
         checkpoint = self._consensus.of_averages(checkpoint)
-        if not self._training.agents_differ or "optimizer_states" not in checkpoint:
+        if not self.agents_differ or "optimizer_states" not in checkpoint:
             return super().save_checkpoint(checkpoint, filepath, storage_options)
-        residents = self._training.residents.each()
-        return self._files.save(checkpoint, filepath, self.agents, residents, storage_options=storage_options)
+        with self._consensus.put_aside():
+            residents = self._training.residents.each()
+            return self._files.save(checkpoint, filepath, self.agents, residents, storage_options=storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The consensus; to go on with training also the agents, which start from there at their first batches."""
@@ -281,5 +313,5 @@ class AgentStrategy(Strategy):
         self._take_over_consensus()
 
     def _take_over_consensus(self) -> None:
-        if self._training.agents_differ:
-            self._training.residents.restore(self._consensus.mean())
+        if self.agents_differ:
+            self._training.residents.restore(self._consensus.left_in(self.module))

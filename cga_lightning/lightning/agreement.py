@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from cga_lightning.lightning.log_mean import options_of
 from cga_lightning.lightning.peers import Peers
 
 if TYPE_CHECKING:
@@ -22,30 +21,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def log_shared(module: nn.Module) -> None:
-    """From now on `module.log` logs the mean over all agents what is logged per epoch, until `log_own`."""
-    log: Callable[..., None] = type(module).log.__get__(module)  # type: ignore[attr-defined]
-
-    def shared(name: str, value: Any, *arguments: Any, **options: Any) -> None:
-        options = options_of(*arguments, **options)
-        if not options.get("on_step") and not options.get("rank_zero_only"):
-            options["sync_dist"] = True
-        log(name, value, **options)
-
-    object.__setattr__(module, "log", shared)
-
-
-def log_own(module: nn.Module) -> None:
-    """Undo `log_shared`."""
-    vars(module).pop("log", None)
-
-
 def monitored(trainer: Trainer) -> dict[str, float]:
     """The values that were logged so far of all metrics by which callbacks or schedulers act."""
+    metrics = trainer.callback_metrics
+    return {name: float(metrics[name]) for name in monitors(trainer) if name in metrics}
+
+
+def monitors(trainer: Trainer) -> dict[str, str]:
+    """The names of the metrics by which callbacks or schedulers act, and what acts."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    monitors = [getattr(callback, "monitor", None) for callback in callbacks]
-    monitors += [config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
-    return {name: float(trainer.callback_metrics[name]) for name in monitors if name in trainer.callback_metrics}
+    found = [(getattr(callback, "monitor", None), type(callback).__name__) for callback in callbacks]
+    plateaus = [config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
+    found += [(config.monitor, type(config.scheduler).__name__) for config in plateaus]
+    return {str(name): who for name, who in found if name is not None}
 
 
 class DifferenceWarning:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cga_lightning.lightning.peers import Peers
+from cga_lightning.lightning.swapped import Swapped
 from cga_lightning.passes.module_state import ModuleState, State, mean_state, squared_distance
 
 if TYPE_CHECKING:
@@ -17,44 +18,97 @@ if TYPE_CHECKING:
 
 
 class Consensus:
-    """Averages the tensors of all agents.
+    """Averages the tensors of all agents, and puts the mean into the module for as long as it is evaluated.
 
     Args:
         peers: the processes of the run.
-        states: the tensors of the agents of this process.
+        states: the tensors of the agents of this process, while the module holds those of an agent.
     """
 
     def __init__(self, peers: Peers, states: Callable[[], Sequence[State]]) -> None:
         self._peers = peers
         self._states = states
-        self._kept: State | None = None
+        self._swapped: list[Swapped] = []
 
     def mean(self) -> State:
         """The mean of all agents' models. A collective: every process must call it."""
-        return mean_state(self._states(), self._peers.mean)
+        with self.put_aside():
+            return mean_state(self._states(), self._peers.mean)
 
     def distance(self) -> Tensor:
         """The root mean square over all agents of |x^j - mean|, float64. A collective."""
         mean = self.mean()
-        squares = [squared_distance(state, mean) for state in self._states()]
+        with self.put_aside():
+            squares = [squared_distance(state, mean) for state in self._states()]
         return self._peers.mean(torch.stack(squares).mean()).sqrt()
+
+    # --- in the module
+
+    @property
+    def inside(self) -> bool:
+        """Whether the module holds the consensus now."""
+        return bool(self._swapped)
+
+    def enter(self, module: LightningModule) -> None:
+        """From now on the module holds the consensus, until `leave`. A collective, unless it does so already."""
+        if not self._swapped:
+            states = self._states()
+            self._swapped = [Swapped(module, mean_state(states, self._peers.mean), states)]
+
+    def follow(self, module: LightningModule) -> None:
+        """Where callbacks have put other weights in its place, such as moving averages, the mean of these.
+
+        Until `unfollow`, which gives every agent back what its callback has put there. A collective.
+        """
+        if len(self._swapped) == 1 and self._swapped[0].is_new:
+            replaced = self._swapped[0].replaced()
+            if any(self._peers.gather(replaced, "agreement on the model that is validated")):
+                states = [ModuleState(module).capture()]
+                self._swapped.append(Swapped(module, mean_state(states, self._peers.mean), states))
+
+    def unfollow(self) -> None:
+        """Before the callbacks that have put other weights in place take them back."""
+        if len(self._swapped) > 1:
+            self._swapped.pop().leave()
+
+    def leave(self) -> None:
+        """The module holds the tensors of its agent again. What was written into buffers goes to all agents."""
+        while self._swapped:
+            self._swapped.pop().leave()
+
+    def drop(self) -> None:
+        """The same after an exception: nothing that was written is kept."""
+        while self._swapped:
+            self._swapped.pop().put_aside()
+
+    @contextmanager
+    def put_aside(self) -> Iterator[None]:
+        """Inside, the module holds the tensors of its agent, also while it is evaluated."""
+        swapped, self._swapped = self._swapped, []
+        for one in reversed(swapped):
+            one.leave()
+        try:
+            yield
+        finally:
+            for one in swapped:
+                one.come_back()
+            self._swapped = swapped
 
     @contextmanager
     def swapped_into(self, module: LightningModule) -> Iterator[None]:
-        """Inside, the module holds the consensus. A collective."""
-        with ModuleState(module).activated(self.mean()):
+        """Inside, the module holds the consensus. A collective, unless it does so already."""
+        if self.inside:
             yield
+        else:
+            with ModuleState(module).activated(self.mean()):
+                yield
 
-    @contextmanager
-    def validating(self, module: LightningModule) -> Iterator[None]:
-        """The same for one validation batch; the first one averages for all of them, until `forget`.
-
-        Not earlier, since callbacks may have put other weights in place just before, such as moving averages.
-        """
-        if self._kept is None:
-            self._kept = self.mean()
-        with ModuleState(module).activated(self._kept):
-            yield
+    def left_in(self, module: LightningModule) -> State:
+        """What the module ends with: the consensus, and what callbacks have written into it since. A collective."""
+        self.enter(module)
+        final = mean_state([ModuleState(module).capture()], self._peers.mean)
+        self.leave()
+        return final
 
     def of_averages(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """The checkpoint; where a callback has put moving averages in place of the model, with their mean over agents.
@@ -66,7 +120,3 @@ class Consensus:
         averages = checkpoint["state_dict"]
         mean = mean_state([list(averages.values())], self._peers.mean)
         return {**checkpoint, "state_dict": dict(zip(averages, mean, strict=True))}
-
-    def forget(self) -> None:
-        """Validation has ended."""
-        self._kept = None

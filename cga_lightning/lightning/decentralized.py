@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
-from torch import Tensor
 from torch.optim import Optimizer
 
 from cga_lightning.core.algorithm import Algorithm
@@ -18,10 +17,11 @@ from cga_lightning.core.communication import CommunicationError, ProcessGroupCom
 from cga_lightning.lightning import internals
 from cga_lightning.lightning.agent_files import Resume
 from cga_lightning.lightning.agent_strategy import AgentStrategy, EvalModel
-from cga_lightning.lightning.agreement import check_same_model, log_own, log_shared
+from cga_lightning.lightning.agreement import check_same_model
 from cga_lightning.lightning.launching import PromptLauncher, end
-from cga_lightning.lightning.loaders import LoadersOfPeers, Uneven
-from cga_lightning.lightning.peers import ProcessGroup
+from cga_lightning.lightning.loaders import LoadersOfPeers, Uneven, tell_unsplit
+from cga_lightning.lightning.logged_means import LoggedMeans
+from cga_lightning.lightning.peers import ProcessGroup, from_agent_0
 from cga_lightning.lightning.refusals import refuse_sharded
 from cga_lightning.passes.module_state import ModuleState, overwrite
 from cga_lightning.passes.parameters import StepOnce
@@ -101,6 +101,7 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
             checkpoint_io=checkpoint_io,
             precision_plugin=precision_plugin,
         )
+        self._means = LoggedMeans(peers)
         self.timeout = timeout
         self.start_method = start_method
 
@@ -145,7 +146,7 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         self.model_to_device()
         check_same_model(module, self._settings(), self._peers)
         state = ModuleState(module).capture()
-        overwrite(state, [_from_agent_0(tensor) for tensor in state])
+        overwrite(state, [from_agent_0(tensor) for tensor in state])
         if trainer.state.fn == "fit":
             seed_all(torch.initial_seed() + self.global_rank)  # else all agents draw the same shuffles and masks
             self.setup_optimizers(trainer)
@@ -182,23 +183,29 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
     def on_validation_start(self) -> None:
         """Log means over agents: neither their own data nor their own models may lead them apart."""
         super().on_validation_start()
-        log_shared(self.module)
+        self._means.begin(self.module.trainer)
 
     def on_validation_end(self) -> None:
         """Log own values again, and warn if agents disagree in spite of that."""
-        log_own(self.module)
+        self._means.end()
         self._compare_monitored()
         super().on_validation_end()
 
     def on_test_start(self) -> None:
         """Log means over agents."""
         super().on_test_start()
-        log_shared(self.module)
+        self._means.begin(self.module.trainer)
 
     def on_test_end(self) -> None:
         """Log own values again."""
-        log_own(self.module)
+        self._means.end()
         super().on_test_end()
+
+    def on_predict_start(self) -> None:
+        """Tell that agents do not share out what is to be predicted."""
+        super().on_predict_start()
+        if self.is_global_zero:
+            tell_unsplit(self.module.trainer.predict_dataloaders, self.agents)
 
     # --- end
 
@@ -224,8 +231,9 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
 
     def teardown(self) -> None:
         """After an exception too: the module has its own tensors again."""
-        log_own(self.module)
-        if self._training.agents_differ:
+        self._means.end()
+        self._consensus.drop()
+        if self.agents_differ:
             self._training.residents.restore(*self._training.states())
         super().teardown()
 
@@ -237,9 +245,3 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
             return self.module.trainer.state.status == "interrupted"
         except RuntimeError:  # there is no Trainer in the main process of fork and spawn
             return True
-
-
-def _from_agent_0(tensor: Tensor) -> Tensor:
-    received = tensor.detach().clone(memory_format=torch.contiguous_format)
-    dist.broadcast(received.view(-1).view(torch.uint8), src=0)  # as bytes: gloo and NCCL know few dtypes
-    return received

@@ -15,14 +15,20 @@ from cga_lightning.lightning.trees import join, tree_of
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
+    from torch import Tensor
 
 __all__ = [
     "HOOKS",
     "MultiProcessingLauncher",
     "interrupt",
+    "batches_as_usual",
+    "before_batches",
+    "before_means",
     "is_accumulating",
     "layer_sync",
+    "means_as_usual",
     "leave_samplers",
+    "logged_values",
     "new_loader_stage",
     "train_loaders",
     "transfer_one_by_one",
@@ -74,6 +80,86 @@ def train_loaders(trainer: Trainer) -> object:
 def is_accumulating(trainer: Trainer) -> bool:
     """Whether no optimizer step followed the batch that has just ended."""
     return trainer.fit_loop._should_accumulate()
+
+
+def before_batches(trainer: Trainer, act: Callable[[], bool]) -> None:
+    """Act before every train batch of several processes, in place of a broadcast whether process 0 has got a signal.
+
+    Args:
+        trainer: whose fit it is.
+        act: returns whether it has. Then Lightning's broadcast follows, which ends the run.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    broadcast: Callable[[], None] = loop._broadcast_sigterm_tensor
+
+    def acting() -> None:
+        if act():
+            broadcast()
+
+    loop._broadcast_sigterm_tensor = acting
+
+
+def batches_as_usual(trainer: Trainer) -> None:
+    """Undo `before_batches`."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    vars(loop).pop("_broadcast_sigterm_tensor", None)
+
+
+def before_means(trainer: Trainer, act: Callable[[], None]) -> None:
+    """Act before values logged in an evaluation are averaged over its batches: after each loader and at the end."""
+    connector: Any = trainer._logger_connector
+    average: Callable[[], Any] = connector.update_eval_epoch_metrics
+
+    def acting() -> Any:
+        act()
+        return average()
+
+    connector.update_eval_epoch_metrics = acting
+
+
+def means_as_usual(trainer: Trainer) -> None:
+    """Undo `before_means`."""
+    vars(trainer._logger_connector).pop("update_eval_epoch_metrics", None)
+
+
+def logged_values(trainer: Trainer) -> dict[str, LoggedValue]:
+    """What is about to be averaged when `before_means` acts, by place and name."""
+    results: Any = trainer._results
+    found = {key: metric for key, metric in results.valid_items() if metric.meta.on_epoch}
+    return {
+        key: LoggedValue(set(results._forked_name(metric, on_step=False)), metric)
+        for key, metric in found.items()
+        if not metric.meta.sync.rank_zero_only
+    }
+
+
+class LoggedValue:
+    """What was logged for one name during an evaluation.
+
+    Attributes:
+        names: under which callbacks find it.
+        reduction: "mean", "sum", "max" or "min" of the batches; None for a torchmetrics object, which has its own.
+        sync_dist: whether that of all processes was asked for.
+    """
+
+    def __init__(self, names: set[str], metric: Any) -> None:
+        self.names = names
+        self.reduction: str | None = metric.meta.reduce_fx.__name__ if metric.is_tensor else None
+        self.sync_dist: bool = metric.meta.sync.should
+        self._metric = metric
+
+    @property
+    def total(self) -> tuple[Tensor, int]:
+        """Of the batches so far, their sum, largest or smallest value, and for a mean the number of samples, else 1."""
+        return self._metric.value, int(self._metric.cumulated_batch_size) if self.reduction == "mean" else 1
+
+    def set(self, value: Tensor) -> None:
+        """Let this be the value of the epoch."""
+        self._metric._computed = value
+
+    def compute(self) -> None:
+        """Reduce a torchmetrics object. A collective where there are several processes."""
+        self._metric.compute()
 
 
 def transfer_one_by_one(module: LightningModule) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from cga_lightning.lightning.peers import Peers
 from cga_lightning.lightning.rounds import CommonEpoch, Report, Source, Uneven, listed, sized_length
 
 __all__ = ["AgreedLoader", "LoadersOfPeers", "LoadersOfSimulation", "Uneven", "agreed_length", "keeps_its_length"]
+
+_log = logging.getLogger(__name__)
 
 
 def agreed_length(lengths: Sequence[int | None], uneven: Uneven, settled: bool = False) -> int | None:
@@ -54,7 +58,9 @@ def keeps_its_length(loader: object) -> bool:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
     parts = (loader, loader.sampler, loader.batch_sampler)
-    return all(type(part).__module__.partition(".")[0] in ("torch", "torchdata", "builtins", "cga_lightning") for part in parts)
+    return all(
+        type(part).__module__.partition(".")[0] in ("torch", "torchdata", "builtins", "cga_lightning") for part in parts
+    )
 
 
 class AgreedLoader:
@@ -140,6 +146,18 @@ class LoadersOfPeers:
                 f"The {stage} loader of agent {listed(empty)} has no batch, but those of others have. All agents "
                 "evaluate together: give every agent data, or none."
             )
+
+
+def tell_unsplit(loaders: Any, agents: int) -> None:
+    """Warn that every process predicts all that its loaders serve, unless a `DistributedSampler` splits them."""
+    batches = [getattr(loader, "batch_sampler", None) for loader in tree_leaves(loaders)]
+    samplers = [getattr(batch_sampler, "sampler", None) for batch_sampler in batches]
+    if any(not isinstance(sampler, DistributedSampler) for sampler in samplers):
+        _log.warning(
+            f"Each of the {agents} agents predicts all of the data of its predict loader: it is not split, since an "
+            "agent's data is its own. To split it, return DataLoader(data, sampler=DistributedSampler(data, "
+            "shuffle=False)) from predict_dataloader(); or predict in one process, with Trainer(devices=1)."
+        )
 
 
 class LoadersOfSimulation:

@@ -86,5 +86,5 @@ def _combined(values: list[Tensor], sizes: list[int], reduce_fx: Any) -> Tensor:
     stacked = torch.stack([value if value.is_floating_point() else value.float() for value in values])
     if name in _COMBINE:
         return _COMBINE[name](stacked)
-    weights = torch.tensor(sizes, dtype=stacked.dtype, device=stacked.device)
-    return (weights / weights.sum()) @ stacked
+    weights = torch.tensor(sizes, dtype=torch.float64, device=stacked.device)
+    return (weights @ stacked.double() / weights.sum()).to(stacked.dtype)

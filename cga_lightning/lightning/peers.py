@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from cga_lightning.core.communication import communication_error
+from cga_lightning.passes.module_state import deviation, finite_part, mean_around
 
 
 class Peers(Protocol):
@@ -26,8 +28,11 @@ class Peers(Protocol):
     def gather(self, value: Any, name: str = "gather") -> list[Any]:
         """One value of every process, in the order of their ranks. A collective of this name."""
 
+    def numbers(self, number: int, device: torch.device) -> list[int]:
+        """The same for a small number, in the time of one small message."""
+
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over processes, in place. A collective."""
+        """The mean over processes, to the bit the common value where all have the same. A collective."""
 
 
 class OneProcess:
@@ -42,6 +47,10 @@ class OneProcess:
     def gather(self, value: Any, name: str = "gather") -> list[Any]:
         """The own value."""
         return [value]
+
+    def numbers(self, number: int, device: torch.device) -> list[int]:
+        """The own number."""
+        return [number]
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The tensor."""
@@ -88,8 +97,26 @@ class ProcessGroup:
             dist.all_gather_object(values, value)
         return values
 
+    def numbers(self, number: int, device: torch.device) -> list[int]:
+        """The same for a small number, in the time of one small message; the device is that of the group's backend."""
+        numbers = torch.zeros(dist.get_world_size(), dtype=torch.int32, device=device)
+        numbers[dist.get_rank()] = number
+        with self.collective("agreement on what comes next"):
+            dist.all_reduce(numbers)
+        return numbers.tolist()
+
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over processes, in place. A collective."""
+        """The mean over processes, to the bit the common value where all have the same. A collective."""
+        count = dist.get_world_size()
         with self.collective("mean"):
-            dist.all_reduce(tensor)
-        return tensor.div_(dist.get_world_size())
+            start = from_agent_0(finite_part(tensor))
+            total = deviation(tensor, start, count).contiguous()
+            dist.all_reduce(total)
+        return mean_around(start, total)
+
+
+def from_agent_0(tensor: Tensor) -> Tensor:
+    """A copy of the tensor of process 0, which all have in this shape and dtype. A collective."""
+    received = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.broadcast(received.view(-1).view(torch.uint8), src=0)  # as bytes: gloo and NCCL know few dtypes
+    return received

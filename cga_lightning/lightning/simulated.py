@@ -19,7 +19,6 @@ from cga_lightning.lightning.loaders import AgreedLoader, LoadersOfSimulation, U
 from cga_lightning.lightning.log_mean import log_mean, mean_output
 from cga_lightning.lightning.peers import OneProcess
 from cga_lightning.lightning.refusals import refuse_averages
-from cga_lightning.passes.module_state import ModuleState, State
 from cga_lightning.passes.parameters import StepOnce
 from cga_lightning.passes.random_state import streams_of
 from cga_lightning.passes.residents import Resident
@@ -96,18 +95,6 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
     def local_agents(self) -> Sequence[int]:
         """All of them."""
         return range(self._agents)
-
-    def agent_state_dicts(self) -> list[dict[str, Any]]:
-        """Every agent's own state_dict, copied; during fit and after it, until the next one.
-
-        Raises:
-            RuntimeError: before the first training step.
-        """
-        return [self._state_dict(state) for state in self._training.residents.states()]
-
-    def _state_dict(self, state: State) -> dict[str, Any]:
-        with ModuleState(self.module).activated(state):
-            return {name: value.clone() for name, value in self.module.state_dict().items()}
 
     # --- start
 
@@ -197,20 +184,22 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """Validate with the consensus, or with every agent's own model, one after the other."""
-        if self.eval_model == "consensus" or not self._training.agents_differ:
+        if self.eval_model == "consensus" or not self.agents_differ:
             return super().validation_step(*args, **kwargs)
         with log_mean(self.module) as logs:
             logs.next_batch(args)
-            return [self._validate(state, *args, **kwargs) for state in self._training.states()]
-
-    def _validate(self, state: State, *args: Any, **kwargs: Any) -> Any:
-        with ModuleState(self.module).activated(state):
-            return super().validation_step(*args, **kwargs)
+            residents, outputs = self._training.residents, []
+            for resident in residents:
+                residents.swap_in(resident)
+                outputs.append(super().validation_step(*args, **kwargs))
+            residents.swap_in(residents.first)
+            return outputs
 
     # --- end
 
     def teardown(self) -> None:
         """After an exception too: the module ends with the consensus, the agents' models stay."""
+        self._consensus.drop()
         self._take_over_consensus()
         internals.transferring_as_usual(self.module)
         super().teardown()

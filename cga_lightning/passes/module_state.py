@@ -59,11 +59,31 @@ def overwrite(state: State, values: State) -> None:
 def mean_state(states: Sequence[State], reduce: Callable[[Tensor], Tensor] = lambda mean: mean) -> State:
     """The consensus: the mean over agents of every floating tensor, agent 0's value of the others (counters).
 
+    Where all agents have the same value, the mean is that value to the bit.
+
     Args:
         states: those of the agents of this process.
         reduce: completes the mean of a tensor over all processes. Sums run in float32 or wider.
     """
     return [_mean(tensors, reduce) for tensors in zip(*states, strict=True)]
+
+
+def finite_part(tensor: Tensor) -> Tensor:
+    """A copy with 0 for what is not finite: where a mean starts from, see `deviation`."""
+    return torch.where(tensor.isfinite(), tensor, 0.0)
+
+
+def deviation(tensor: Tensor, start: Tensor, count: int) -> Tensor:
+    """What one of `count` tensors adds to their mean, less `start`: nothing where it equals `start`.
+
+    Dividing first keeps what is as large as the dtype allows from overflowing, masks of `finfo.min` for instance.
+    """
+    return torch.where(tensor == start, 0.0, tensor / count - start / count)
+
+
+def mean_around(start: Tensor, deviations: Tensor) -> Tensor:
+    """The mean, from `start` and the sum of all deviations: `start` itself where they are 0, with its sign."""
+    return torch.where(deviations == 0, start, start + deviations)
 
 
 def squared_distance(state: State, mean: State) -> Tensor:
@@ -77,7 +97,8 @@ def _mean(tensors: Sequence[Tensor], reduce: Callable[[Tensor], Tensor]) -> Tens
     if not (first.is_floating_point() or first.is_complex()):
         return first.clone()
     wide = torch.float32 if first.itemsize < torch.float32.itemsize else first.dtype
-    total = first.to(wide, copy=True)
-    for tensor in tensors[1:]:
-        total += tensor.to(wide)
-    return reduce(total.div_(len(tensors))).to(first.dtype)
+    start = finite_part(first.to(wide))
+    total = torch.zeros_like(start)
+    for tensor in tensors:
+        total += deviation(tensor.to(wide), start, len(tensors))
+    return reduce(mean_around(start, total)).to(first.dtype)

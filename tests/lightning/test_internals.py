@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchmetrics
 from torch.utils.data import DataLoader
 
 import cga_lightning
@@ -168,6 +169,98 @@ def test_is_accumulating(pl: Any) -> None:
     reach(trainer, "fit_loop._should_accumulate", "is_accumulating")
     trainer.fit(make_module(pl), loader(3))
     assert found == [True, False, False], lacks("_FitLoop._should_accumulate()", "is_accumulating")
+
+
+def test_before_batches(pl: Any) -> None:
+    trainer, acts = pl.Trainer(**ONE), []
+    name = "fit_loop.epoch_loop._broadcast_sigterm_tensor"
+    broadcast = reach(trainer, name, "before_batches").__func__
+    source = inspect.getsource(type(trainer.fit_loop.epoch_loop).advance)
+    assert re.search(r"world_size > 1:\s+self._broadcast_sigterm_tensor\(\)", source), lacks(name, "before_batches")
+    assert "torch.distributed.broadcast(sigterm_tensor, src=0)" in inspect.getsource(broadcast)
+    internals.before_batches(trainer, lambda: acts.append(trainer.received_sigterm) or False)
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+    assert acts == [False]
+
+
+def test_batches_as_usual(pl: Any) -> None:
+    trainer = pl.Trainer(**ONE)
+    loop, acts = trainer.fit_loop.epoch_loop, []
+    usual = loop._broadcast_sigterm_tensor
+    internals.before_batches(trainer, lambda: acts.append(1) or False)
+    assert loop._broadcast_sigterm_tensor != usual
+    for _ in range(2):
+        internals.batches_as_usual(trainer)
+        assert loop._broadcast_sigterm_tensor == usual
+
+
+def logging_module(pl: Any) -> Any:
+    """Logs a mean over batches, a maximum, a torchmetrics object, what is for process 0 only and what is no average."""
+
+    def validation_step(self: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("mean", batch.sum(), batch_size=2, on_step=True, on_epoch=True)
+        self.log("largest", batch.sum(), reduce_fx=max, sync_dist=True)
+        self.metric(batch.sum())
+        self.log("metric", self.metric)
+        self.log("zero", batch.sum(), rank_zero_only=True)
+        self.log("step", batch.sum(), on_step=True, on_epoch=False)
+
+    module = make_module(pl)
+    module.metric = torchmetrics.MeanMetric()
+    type(module).validation_step = validation_step
+    type(module).on_validation_epoch_end = lambda self: self.log("end", 1.0)
+    return module
+
+
+def validated(pl: Any, loaders: list[DataLoader], act: Callable[[Any], None]) -> Any:
+    """A Trainer that has validated, with `act` before the means."""
+    trainer, module = pl.Trainer(**ONE), logging_module(pl)
+    reach(trainer, "_logger_connector.update_eval_epoch_metrics", "before_means")
+    internals.before_means(trainer, lambda: act(trainer))
+    (trainer.returned, *_) = trainer.validate(module, loaders, verbose=False)
+    return trainer
+
+
+@pytest.mark.parametrize("loaders", [1, 2])
+def test_before_means(pl: Any, loaders: int) -> None:
+    acts: list[Any] = []
+    metrics = "_logger_connector._callback_metrics"
+    validated(pl, [loader()] * loaders, lambda trainer: acts.append(dict(reach(trainer, metrics, "before_means"))))
+    assert len(acts) == loaders + 1, lacks("calls of update_eval_epoch_metrics after each loader", "before_means")
+    assert acts[0] == {}, lacks("means only after update_eval_epoch_metrics", "before_means")
+
+
+def test_means_as_usual(pl: Any) -> None:
+    acts: list[Any] = []
+    trainer = validated(pl, [loader()], acts.append)
+    internals.means_as_usual(trainer)
+    trainer.validate(logging_module(pl), loader(), verbose=False)
+    assert len(acts) == 2
+
+
+def test_logged_values(pl: Any) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def act(trainer: Any) -> None:
+        values = internals.logged_values(trainer)
+        seen.append({key: (v.names, v.reduction, v.sync_dist) for key, v in values.items()})
+        for key, value in values.items():
+            if value.reduction is None:
+                value.compute()
+            elif key == "validation_step.mean" and len(seen) == 1:
+                assert [float(total) for total in value.total] == [6.0, 6]
+                value.set(torch.tensor(7.0))
+
+    returned = validated(pl, [loader()], act).returned
+    name = "_ResultCollection.valid_items, _forked_name, and _ResultMetric as before"
+    assert seen[0] == {
+        "validation_step.mean": ({"mean", "mean_epoch"}, "mean", False),
+        "validation_step.largest": ({"largest"}, "max", False),  # there is one process only
+        "validation_step.metric": ({"metric"}, None, False),
+    }, lacks(name, "logged_values")
+    assert seen[1].keys() - seen[0].keys() == {"on_validation_epoch_end.end"}, lacks(name, "logged_values")
+    expected = {"mean_epoch": 7.0, "largest": 2.0, "metric": 1.0, "zero": 1.0, "end": 1.0}
+    assert {key: returned[key] for key in expected} == expected, lacks("_ResultMetric._computed", "logged_values")
 
 
 def transferred(pl: Any, before: Callable[[Any], None]) -> list[type]:

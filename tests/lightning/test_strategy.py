@@ -141,7 +141,7 @@ class Report(pl.Callback):
         loaders = trainer.train_dataloader
         loaders = loaders if isinstance(loaders, list) else [loaders]
         report = {name: getattr(self, name) for name in ("steps", "epochs", "hooks")} | {
-            "state": pl_module.state_dict(),
+            "state": trainer.strategy.agent_state_dicts()[0],
             "traffic": trainer.strategy.traffic,
             "samplers": [type(loader.batch_sampler.sampler) for loader in loaders],
             "shapes": trainer.datamodule.shapes,

@@ -73,7 +73,7 @@ class Lines(Logger):
 
 
 class Report(pl.Callback):
-    """Seeds each agent at the start; at the end, before the consensus, writes down all that may have changed."""
+    """Seeds each agent at the start; at the end writes down all that may have changed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -85,10 +85,13 @@ class Report(pl.Callback):
         return trainer.global_rank
 
     def on_train_end(self, trainer, pl_module):
-        modules = list(pl_module.modules())
+        modules, strategy = list(pl_module.modules()), trainer.strategy
+        (state, *_) = (
+            strategy.agent_state_dicts() if hasattr(strategy, "agent_state_dicts") else [pl_module.state_dict()]
+        )
         report = {
             "random": list(RandomState.capture()),
-            "state": {name: value.clone() for name, value in pl_module.state_dict().items()},
+            "state": {name: value.clone() for name, value in state.items()},
             "grads": {name: p.grad is None for name, p in pl_module.named_parameters()},
             "metric": [pl_module.metric.mean_value, pl_module.metric.weight],
             "attributes": [pl_module.seen, pl_module.counts, pl_module.average, pl_module.calls],
