@@ -78,8 +78,9 @@ class AgreedLoader:
 
     def __init__(self, source: Source, epoch: Callable[[], CommonEpoch]) -> None:
         self.__dict__.update(_source=source, _epoch=epoch)
-        if hasattr(source.loader, "load_state_dict"):  # only where it is an attribute, Lightning takes it for stateful
-            self.__dict__.update(state_dict=source.loader.state_dict, load_state_dict=source.load_state_dict)
+        loader: Any = source.loader
+        if hasattr(loader, "load_state_dict"):  # only where it is an attribute, Lightning takes it for stateful
+            self.__dict__.update(state_dict=loader.state_dict, load_state_dict=source.load_state_dict)
 
     @property
     def wrapped(self) -> Iterable[Any]:
