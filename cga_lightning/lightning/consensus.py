@@ -22,15 +22,18 @@ class Consensus:
     Args:
         peers: the processes of the run.
         states: the tensors of the agents of this process.
+        check: raises unless all agents have tensors of the same shapes. A collective.
     """
 
-    def __init__(self, peers: Peers, states: Callable[[], Sequence[State]]) -> None:
+    def __init__(self, peers: Peers, states: Callable[[], Sequence[State]], check: Callable[[], None]) -> None:
         self._peers = peers
         self._states = states
+        self._check = check
         self._kept: State | None = None
 
     def mean(self) -> State:
         """The mean of all agents' models. A collective: every process must call it."""
+        self._check()
         return mean_state(self._states(), self._peers.mean)
 
     def distance(self) -> Tensor:

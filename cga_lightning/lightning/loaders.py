@@ -62,9 +62,15 @@ class AgreedLoader:
 
     _loader: Iterable[Any]
     _length: Callable[[], int]
+    _saved: tuple[Any, int] | None
 
     def __init__(self, loader: Iterable[Any], length: Callable[[], int]) -> None:
-        self.__dict__.update(_loader=loader, _length=length)
+        self.__dict__.update(_loader=loader, _length=length, _saved=None)
+
+    @classmethod
+    def of(cls, loader: Iterable[Any], length: Callable[[], int]) -> AgreedLoader:
+        """One that has a state if the loader has one."""
+        return (StatefulAgreedLoader if is_stateful(loader) else AgreedLoader)(loader, length)
 
     @property
     def wrapped(self) -> Iterable[Any]:
@@ -74,8 +80,20 @@ class AgreedLoader:
     def __len__(self) -> int:
         return self._length()
 
+    def go_on(self, state: Any, served: int) -> None:
+        """In the next epoch, go on from the state of the wrapped loader after it had served so many batches."""
+        self.__dict__["_saved"] = state, served
+
+    def _served_already(self, length: int) -> int:
+        """Load what `go_on` has noted; not a state amid a pass that has been cut off at the end of an epoch."""
+        (state, served), self.__dict__["_saved"] = self._saved or (None, 0), None
+        if state is not None and (served or length % (sized_length(self._loader) or 1) == 0):
+            self._loader.load_state_dict(state)  # type: ignore[attr-defined]
+        return served
+
     def __iter__(self) -> Iterator[Any]:
-        served, length = 0, len(self)
+        length = len(self)
+        served = self._served_already(length)
         while served < length:
             before = served
             for batch in self._loader:
@@ -98,6 +116,23 @@ class AgreedLoader:
         setattr(self._loader, name, value)
 
 
+class StatefulAgreedLoader(AgreedLoader):
+    """The same around a loader with a state, in whose class Lightning looks for these methods."""
+
+    def state_dict(self) -> Any:
+        """That of the wrapped loader."""
+        return self._loader.state_dict()  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from there."""
+        self._loader.load_state_dict(state)  # type: ignore[attr-defined]
+
+
+def is_stateful(loader: object) -> bool:
+    """Whether a loader can tell where it is in its data, as torchdata's StatefulDataLoader can."""
+    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
+
+
 class LoadersOfPeers:
     """Agents in different processes, with one loader each.
 
@@ -114,7 +149,7 @@ class LoadersOfPeers:
         """The train loader, serving as many batches per epoch as those of all other agents. A collective."""
         own = sized_length(loader)
         length = agreed_length(self._peers.gather(own), self._uneven)
-        return loader if own == length else AgreedLoader(loader, lambda: length)
+        return loader if own == length else AgreedLoader.of(loader, lambda: length)
 
     def check(self, loader: Any, stage: str) -> None:
         """Refuse loaders for validation or test of which only some have batches. A collective.
@@ -148,7 +183,7 @@ class LoadersOfSimulation:
         if self._length is not None:
             self._loaders, self._length = [], None
         self._loaders.append(loader)
-        return AgreedLoader(loader, self._agreed_length)
+        return AgreedLoader.of(loader, self._agreed_length)
 
     def check(self, loader: Any, stage: str) -> None:
         """All agents evaluate with the same loader."""

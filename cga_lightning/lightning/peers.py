@@ -29,6 +29,9 @@ class Peers(Protocol):
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over processes, in place. A collective."""
 
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The largest value of every element over processes, in place. A collective."""
+
 
 class OneProcess:
     """A run in a single process has nobody to ask."""
@@ -44,6 +47,10 @@ class OneProcess:
         return [value]
 
     def mean(self, tensor: Tensor) -> Tensor:
+        """The tensor."""
+        return tensor
+
+    def largest(self, tensor: Tensor) -> Tensor:
         """The tensor."""
         return tensor
 
@@ -93,3 +100,9 @@ class ProcessGroup:
         with self.collective("mean"):
             dist.all_reduce(tensor)
         return tensor.div_(dist.get_world_size())
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The largest value of every element over processes, in place. A collective."""
+        with self.collective("largest"):
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
