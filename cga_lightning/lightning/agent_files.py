@@ -221,6 +221,7 @@ class AgentFiles:
 
     def rewind(self) -> None:
         """Amid an epoch its iterators were there already: what making them has drawn now has not been drawn."""
+        self.loaders.rewind()
         if self._rewound is not None:
             self._rewound.restore()
             self._rewound = None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from cga_lightning.lightning.internals import train_loaders
@@ -32,6 +33,7 @@ class LoaderStates:
     def __init__(self, strategy: AgentStrategy) -> None:
         self._strategy = strategy
         self._saved: deque[Saved] = deque()
+        self._drawn_from: list[tuple[torch.Generator, Tensor]] = []
 
     @property
     def batches_done(self) -> int:
@@ -70,9 +72,17 @@ class LoaderStates:
         elif state is not None:
             loader.load_state_dict(state)
         generator = _generator_of(loader)
-        if generator is not None and saved["generator"] is not None and not self.batches_done:
+        if generator is not None and saved["generator"] is not None:
             generator.set_state(saved["generator"].cpu())
+            self._drawn_from.append((generator, saved["generator"].cpu()))
         return loader
+
+    def rewind(self) -> None:
+        """Amid an epoch iterators have drawn from their generators already: what they draw anew does not count."""
+        for generator, state in self._drawn_from:
+            if self.batches_done:
+                generator.set_state(state)
+        self._drawn_from.clear()
 
 
 def _state_of(loader: Any) -> Saved:
