@@ -108,7 +108,8 @@ class Training:
     @property
     def agents_alike(self) -> bool:
         """Whether the tensors of all agents of this process have the same shapes."""
-        return len({tuple(tensor.shape for tensor in state) for state in self.states()}) == 1
+        states = () if self._residents is None else self._residents.states()
+        return len({tuple(tensor.shape for tensor in state) for state in states}) <= 1
 
     @property
     def step(self) -> int:

@@ -2,7 +2,6 @@
 
 import pytest
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 from pytorch_lightning.tuner import Tuner
 from torch.utils.data import DataLoader
