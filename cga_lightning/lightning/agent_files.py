@@ -186,15 +186,19 @@ class AgentFiles:
             CheckpointError: on every process, when one of them cannot go on.
         """
         problem = None
-        self._at_data = False
-        self.loaders.forget()
         try:
-            self._loaded = read_shards(self._strategy.checkpoint_io, path, contents, agents, ranks, **options)
+            shards = read_shards(self._strategy.checkpoint_io, path, contents, agents, ranks, **options)
+            self._loaded = shards or self._loaded  # which still wait where a tuner goes back to before the first step
         except CheckpointError as error:
             problem = str(error)
         problems = [found for found in self._peers.gather(problem) if found is not None]
         if problems:  # on every process, or the others would report that this one has left
             raise CheckpointError(problems[0])
+
+    def forget(self) -> None:
+        """A fit begins, of which nothing is loaded yet."""
+        self._loaded, self._at_data = {}, False
+        self.loaders.forget()
 
     def restore_with_data(self) -> None:
         """All is set up: what was loaded is to be restored with the next train data."""
@@ -212,6 +216,7 @@ class AgentFiles:
         """
         first = next(iter(self._loaded.values()))
         self._rewound = RandomState(**first["random"]) if self.loaders.batches_done else None
+        self.loaders.forget()
         for resident in residents:
             shard = self._loaded[resident.agent.rank]
             self._restore_module(shard)

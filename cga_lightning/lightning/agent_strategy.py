@@ -129,6 +129,7 @@ class AgentStrategy(Strategy):
         if model.trainer.state.fn == "fit":
             refusals.refuse_module(model)
             self._requeue.watch(model.trainer)
+            self._files.forget()
         super().connect(model)
 
     def setup_optimizers(self, trainer: Trainer) -> None:

@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateFinder, ModelCheckpoint
 from pytorch_lightning.plugins.io import AsyncCheckpointIO
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -211,6 +211,15 @@ def test_going_on_where_the_number_of_steps_was_asked_for(kind, tmp_path):
     path = tmp_path / "checkpoints" / "epoch=1.ckpt"
     resumed, _ = fit(kind, tmp_path / "resumed", 4, module=OneCycle(), ckpt_path=path)
     assert equal(resumed, whole)
+
+
+@KINDS
+def test_a_tuner_before_going_on_keeps_the_agents(kind, tmp_path):
+    states, _ = fit(kind, tmp_path / "first", 2, callbacks=[every_epoch(tmp_path / "checkpoints")])
+    finder, start = LearningRateFinder(num_training_steps=4, update_attr=False), AtStart(tmp_path)
+    path = tmp_path / "checkpoints" / "epoch=1.ckpt"
+    fit(kind, tmp_path / "resumed", 3, ckpt_path=path, callbacks=[finder, start])
+    assert equal(start.load(), states)
 
 
 # --- amid an epoch
