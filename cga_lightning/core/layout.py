@@ -53,6 +53,8 @@ class FlatLayout:
     def write(self, tensors: Sequence[Tensor | None], out: Tensor, views: Sequence[Tensor] | None = None) -> Tensor:
         """Copy one tensor per parameter into `out` `[d]`; None counts as zeros. The padding is not touched.
 
+        Sparse tensors become dense, rows that they hold twice are added.
+
         Args:
             tensors: what to copy.
             out: where to.
@@ -61,7 +63,7 @@ class FlatLayout:
         pairs = list(zip(self.views(out) if views is None else views, tensors, strict=True))
         present = [(view, tensor) for view, tensor in pairs if tensor is not None]
         if present:
-            torch._foreach_copy_([view for view, _ in present], [tensor.detach() for _, tensor in present])
+            torch._foreach_copy_([view for view, _ in present], [_dense(tensor) for _, tensor in present])
         for view, tensor in pairs:
             if tensor is None:
                 view.zero_()
@@ -70,6 +72,11 @@ class FlatLayout:
     def read(self, flat: Tensor, out: Sequence[Tensor]) -> None:
         """Copy `flat` `[d]` into one tensor per parameter."""
         torch._foreach_copy_(list(out), self.views(flat))
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.to_dense() if tensor.is_sparse else tensor
 
 
 def _check(parameters: list[Tensor]) -> None:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from cga_lightning.core.agent import Agent
 from cga_lightning.core.loss_scaling import scaler_of
+from cga_lightning.lightning.loader_states import LoaderStates
 from cga_lightning.lightning.peers import Peers
 from cga_lightning.passes.random_state import RandomState
 from cga_lightning.passes.residents import Resident
@@ -72,6 +73,8 @@ def read_shards(
             f"{checkpoint} holds one model but no agents: it was written by another strategy, after fit, or when a "
             f"process stopped alone. {_ALTERNATIVE}"
         )
+    if mark["agents"] is None:
+        return {}
     if mark["agents"] != agents:
         raise CheckpointError(
             f"{checkpoint} is of {mark['agents']} agents, but the run has {agents}. Run {mark['agents']} agents. "
@@ -108,18 +111,30 @@ def _read(io: CheckpointIO, path: str, mark: Mark, options: Mapping[str, Any]) -
     raise CheckpointError(f"The file of agent {mark['rank']}, {path}, {problem}. {_ALTERNATIVE}")
 
 
+def of_equal_agents(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint of agents before their first step, who have no files: each goes on from the model in it."""
+    return {**checkpoint, KEY: {"agents": None}}
+
+
 class AgentFiles:
     """Saves the agents of this process beside the consensus, and lets them go on from there.
 
     Args:
         strategy: whose module, optimizers and schedulers the agents use.
         peers: the processes of the run.
+
+    Attributes:
+        loaders: where the train loaders are in their data.
     """
 
     def __init__(self, strategy: AgentStrategy, peers: Peers) -> None:
+        self.loaders = LoaderStates(strategy)
         self._strategy = strategy
         self._peers = peers
         self._loaded: dict[int, dict[str, Any]] = {}
+        self._at_data = False  # whether the next train data are those to go on with
+        self._rewound: RandomState | None = None
+        self._unsettled: tuple[str, list[int]] | None = None
 
     def save(
         self, checkpoint: Mapping[str, Any], to: Any, agents: int, residents: Iterable[Resident], **how: Any
@@ -133,15 +148,34 @@ class AgentFiles:
             residents: those of this process, each swapped in when it is its turn.
             how: further options of the `CheckpointIO`.
         """
+        self.settle()
         io, ranks = self._strategy.checkpoint_io, []
+        loader_states = self.loaders.of_agents()
         path, identifier = self._strategy.broadcast((os.fspath(to), uuid.uuid4().hex))
         mark = {"agents": agents, "id": identifier}
-        for resident in residents:
+        for resident, loaders in zip(residents, loader_states, strict=True):
             ranks.append(resident.agent.rank)
-            write_shard(io, path, resident.agent.rank, self._shard(resident.agent), mark)
+            write_shard(io, path, resident.agent.rank, self._shard(resident.agent) | {"loaders": loaders}, mark)
         self._strategy.barrier("shards")
         if self._strategy.is_global_zero:
             io.save_checkpoint({**checkpoint, KEY: mark}, path, **how)
+        self._unsettled = path, ranks
+        if not _writes_later(io):
+            self.settle()
+
+    def settle(self, removed: Any = None) -> None:
+        """Complete the last save, for which an `AsyncCheckpointIO` may still write. A collective.
+
+        Until then its shards lie beside those of an earlier save.
+
+        Args:
+            removed: only a save to this path; any if None.
+        """
+        if self._unsettled is None or removed is not None and os.fspath(removed) != self._unsettled[0]:
+            return
+        (path, ranks), self._unsettled = self._unsettled, None
+        if _writes_later(self._strategy.checkpoint_io):
+            self._strategy.checkpoint_io.teardown()  # waits, and can be used again
         self._strategy.barrier("consensus")
         put_in_place(path, ranks)
 
@@ -153,28 +187,49 @@ class AgentFiles:
         """
         problem = None
         try:
-            self._loaded = read_shards(self._strategy.checkpoint_io, path, contents, agents, ranks, **options)
+            shards = read_shards(self._strategy.checkpoint_io, path, contents, agents, ranks, **options)
+            self._loaded = shards or self._loaded  # which still wait where a tuner goes back to before the first step
         except CheckpointError as error:
             problem = str(error)
         problems = [found for found in self._peers.gather(problem) if found is not None]
         if problems:  # on every process, or the others would report that this one has left
             raise CheckpointError(problems[0])
 
+    def forget(self) -> None:
+        """A fit begins, of which nothing is loaded yet."""
+        self._loaded, self._at_data = {}, False
+        self.loaders.forget()
+
+    def restore_with_data(self) -> None:
+        """All is set up: what was loaded is to be restored with the next train data."""
+        self._at_data = True
+
     @property
-    def loaded(self) -> bool:
-        """Whether there are shards to restore."""
-        return bool(self._loaded)
+    def due(self) -> bool:
+        """Whether there are shards to restore now."""
+        return bool(self._loaded) and self._at_data
 
     def restore(self, residents: Iterable[Resident]) -> None:
         """Let the agents of this process, each swapped in when it is its turn, go on from the shards.
 
         Right before the first batches are drawn: the order of the data depends on the random streams.
         """
+        first = next(iter(self._loaded.values()))
+        self._rewound = RandomState(**first["random"]) if self.loaders.batches_done else None
+        self.loaders.forget()
         for resident in residents:
             shard = self._loaded[resident.agent.rank]
             self._restore_module(shard)
             resident.agent.load_state_dict(_moved(shard["algorithm"], resident.agent.params.device))
-        self._loaded = {}
+            self.loaders.load(resident.agent.rank, shard.get("loaders", []))
+        self._loaded, self._at_data = {}, False
+
+    def rewind(self) -> None:
+        """Amid an epoch its iterators were there already: what making them has drawn now has not been drawn."""
+        self.loaders.rewind()
+        if self._rewound is not None:
+            self._rewound.restore()
+            self._rewound = None
 
     # --- of the agent that is swapped in
 
@@ -199,6 +254,11 @@ class AgentFiles:
         if scaler is not None and shard["scaler"] is not None:
             scaler.load_state_dict(shard["scaler"])
         RandomState(**shard["random"]).restore()
+
+
+def _writes_later(io: CheckpointIO) -> bool:
+    """Whether `io` returns before it has written, as AsyncCheckpointIO does."""
+    return "AsyncCheckpointIO" in {kind.__name__ for kind in type(io).__mro__}
 
 
 def _moved(saved: dict[str, Any], device: torch.device) -> Any:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytorch_lightning.strategies import Strategy
 from torch import Tensor
+from torch.optim import Optimizer
 
 from cga_lightning.algorithms import ALGORITHMS
 from cga_lightning.core.algorithm import Algorithm
 from cga_lightning.core.layout import FlatLayout
 from cga_lightning.lightning import internals, refusals, trees
-from cga_lightning.lightning.agent_files import AgentFiles, Resume, remove_shards
+from cga_lightning.lightning.agent_files import AgentFiles, Resume, of_equal_agents, remove_shards
 from cga_lightning.lightning.agreement import DifferenceWarning, check_same_model, monitored
 from cga_lightning.lightning.consensus import Consensus
 from cga_lightning.lightning.cross_gradients import CrossGradients
 from cga_lightning.lightning.loaders import LoadersOfPeers, LoadersOfSimulation, Uneven
 from cga_lightning.lightning.peers import Peers
 from cga_lightning.lightning.phases import Phases
+from cga_lightning.lightning.requeue import RequeueSignal
 from cga_lightning.lightning.training import Training, mean_by_name
 from cga_lightning.lightning.transitions import Next, Transitions
 from cga_lightning.names import check_choice, resolved
@@ -76,11 +79,12 @@ class AgentStrategy(Strategy):
         self._loaders = loaders
         self._cross = CrossGradients(self, self._plain_training_step)
         self._training = Training(self, self._cross, self._check_same_model)
-        self._consensus = Consensus(peers, self._training.states)
+        self._consensus = Consensus(peers, self._training.states, partial(self._check_same_model, "to average it"))
         self._transitions = Transitions(peers, lambda: self._training.step)
         self._phases = Phases(self, self._consensus, self._transitions)
         self._files = AgentFiles(self, peers)
         self._differences = DifferenceWarning()
+        self._requeue = RequeueSignal(peers)
 
     # --- who
 
@@ -125,9 +129,12 @@ class AgentStrategy(Strategy):
     def connect(self, model: LightningModule) -> None:
         """Refuse modules that cannot work, and leave the users' samplers alone."""
         internals.leave_samplers(model.trainer)
+        internals.await_requeue(model.trainer, None)
         if model.trainer.state.fn == "fit":
             refusals.refuse_module(model)
             self._phases.come_first(model.trainer)
+            self._requeue.watch(model.trainer)
+            self._files.forget()
         super().connect(model)
 
     def setup_optimizers(self, trainer: Trainer) -> None:
@@ -135,9 +142,16 @@ class AgentStrategy(Strategy):
         FlatLayout(trainable(self.module))
         super().setup_optimizers(trainer)
         refusals.refuse_optimizers(self.optimizers)
+        for optimizer in filter(lambda optimizer: isinstance(optimizer, Optimizer), self.optimizers):
+            optimizer.register_step_pre_hook(self._cross.forbid_steps_in_passes)
 
-    def _check_same_model(self) -> None:
-        check_same_model(self.module, self._settings(), self._peers)
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        """As in Lightning, but not inside training_step."""
+        self._cross.forbid_steps_in_passes()
+        return super().optimizer_step(optimizer, closure, model, **kwargs)
+
+    def _check_same_model(self, why: str = "which is new or has changed here") -> None:
+        check_same_model(self.module, self._settings(), self._peers, why)
 
     def _settings(self) -> list[str]:
         """What all agents must agree on, for the reader of an error."""
@@ -153,7 +167,7 @@ class AgentStrategy(Strategy):
         if stage == "train":
             self._restore_agents()
             settled = trainer.max_steps != -1 or isinstance(trainer.limit_train_batches, int)
-            return self._loaders.agree(dataloader, settled)
+            return self._files.loaders.continued(self._loaders.agree(dataloader, settled))
         if stage is not None:
             self._loaders.check(dataloader, stage)
         return dataloader
@@ -272,6 +286,8 @@ class AgentStrategy(Strategy):
             return super().save_checkpoint(checkpoint, filepath, storage_options)
         self._compare_monitored()
         checkpoint = self._consensus.of_averages(checkpoint)
+        if self._training.is_new:
+            checkpoint = of_equal_agents(checkpoint)
         if not self.agents_differ or "optimizer_states" not in checkpoint:
             return super().save_checkpoint(checkpoint, filepath, storage_options)
         with self._consensus.put_aside():
@@ -280,14 +296,27 @@ class AgentStrategy(Strategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The consensus; to go on with training also the agents, which start from there at their first batches."""
+        self._files.settle()
         path = self.broadcast(os.fspath(checkpoint_path))  # where "best" is another for every agent, that of agent 0
         contents = super().load_checkpoint(path, weights_only)
+        if self._fitting:
+            self._training.end_agents()  # of a tuner that goes back to where it started
         if self._fitting and self.resume == "agents":
             self._files.load(path, contents, self.agents, self.local_agents, weights_only=weights_only)
         return contents
 
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """That of the optimizer; all else that agents go on from follows with the train data.
+
+        Where the module has asked for these already, to know how many steps there will be, they are loaded again.
+        """
+        super().load_optimizer_state_dict(checkpoint)
+        self._files.restore_with_data()
+        internals.load_train_data_again(self.module.trainer)
+
     def remove_checkpoint(self, filepath: Any) -> None:
         """The consensus and the files of the agents."""
+        self._files.settle(filepath)
         super().remove_checkpoint(filepath)
         if self.is_global_zero:
             remove_shards(self.checkpoint_io, os.fspath(filepath))
@@ -298,18 +327,25 @@ class AgentStrategy(Strategy):
 
     def _restore_agents(self) -> None:
         """Right before the first batches are drawn: the order of the data depends on the random streams."""
-        if self._files.loaded:
+        if self._files.due:
             self._files.restore(self._training.make_agents().each())
 
     def _compare_monitored(self) -> None:
         mine = monitored(self.module.trainer)
         self._differences.look_at(self._peers.gather(mine, "comparison of metrics"))
 
-    # --- end
+    # --- start and end of the loop
+
+    def on_train_start(self) -> None:
+        """What agents of an earlier loop of this fit have left behind, as in the trials of a tuner, is over."""
+        super().on_train_start()
+        self._training.end_leftovers()
+        self._files.rewind()
 
     def on_train_end(self) -> None:
         """All agents end with the consensus, so the main process holds it under every launcher. A collective."""
         super().on_train_end()
+        self._files.settle()
         self._take_over_consensus()
 
     def _take_over_consensus(self) -> None:

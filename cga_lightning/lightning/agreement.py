@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from cga_lightning.lightning.buffers import ADVICE
 from cga_lightning.lightning.peers import Peers
 
 if TYPE_CHECKING:
@@ -55,22 +56,31 @@ class DifferenceWarning:
                 )
 
 
-def check_same_model(module: LightningModule, settings: Sequence[str], peers: Peers) -> None:
+def check_same_model(
+    module: LightningModule, settings: Sequence[str], peers: Peers, why: str = "which is new or has changed here"
+) -> None:
     """All agents need parameters and buffers of the same names, shapes and dtypes, and the same settings.
 
     A collective.
+
+    Args:
+        module: the user's.
+        settings: those of the strategy, for the reader of an error.
+        peers: the processes of the run.
+        why: the occasion, for an agent that the others do not answer.
 
     Raises:
         ValueError: names the first difference.
     """
     mine = [*settings, *_signature(module)]
-    signatures: list[list[str]] = peers.gather(mine, "agreement on the model, which is new or has changed here")
+    signatures: list[list[str]] = peers.gather(mine, f"agreement on the model, {why}")
     for rank, theirs in enumerate(signatures):
-        difference = [f"agent 0 has {a}, agent {rank} has {b}" for a, b in _unequal(signatures[0], theirs)]
-        if difference:
+        for a, b in _unequal(signatures[0], theirs):
+            of_buffer = any(entry.startswith("buffer ") for entry in (a, b))
             raise ValueError(
-                f"All agents must train the same kind of model with the same settings, but {difference[0]}. Build "
-                "the LightningModule and the strategy with the same arguments on every agent."
+                "All agents must train the same kind of model with the same settings, but agent 0 has "
+                f"{a}, agent {rank} has {b}. {ADVICE if of_buffer else ''} Build the LightningModule and the strategy "
+                "with the same arguments on every agent."
             )
 
 

@@ -23,16 +23,19 @@ class Consensus:
     Args:
         peers: the processes of the run.
         states: the tensors of the agents of this process, while the module holds those of an agent.
+        check: raises unless all agents have tensors of the same shapes. A collective.
     """
 
-    def __init__(self, peers: Peers, states: Callable[[], Sequence[State]]) -> None:
+    def __init__(self, peers: Peers, states: Callable[[], Sequence[State]], check: Callable[[], None]) -> None:
         self._peers = peers
         self._states = states
+        self._check = check
         self._swapped: list[Swapped] = []
 
     def mean(self) -> State:
         """The mean of all agents' models. A collective: every process must call it."""
         with self.put_aside():
+            self._check()
             return mean_state(self._states(), self._peers.mean)
 
     def distance(self) -> Tensor:
@@ -52,8 +55,7 @@ class Consensus:
     def enter(self, module: LightningModule) -> None:
         """From now on the module holds the consensus, until `leave`. A collective, unless it does so already."""
         if not self._swapped:
-            states = self._states()
-            self._swapped = [Swapped(module, mean_state(states, self._peers.mean), states)]
+            self._swapped = [Swapped(module, self.mean(), self._states())]
 
     def follow(self, module: LightningModule) -> None:
         """Where callbacks have put other weights in its place, such as moving averages, the mean of these.

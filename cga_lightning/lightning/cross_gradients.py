@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cga_lightning.core.loss_scaling import rescale, scaler_of
+from cga_lightning.lightning.buffers import BufferShapes
 from cga_lightning.passes.collectives import POINT_TO_POINT, ForbidCollectives, raise_collective
 from cga_lightning.passes.silence import Silence
 
@@ -31,15 +32,23 @@ class CrossGradients:
         self._in_own_pass = False
         self._in_cross_pass = False
         self._watched: set[str] = set()
+        self._shapes: BufferShapes | None = None
+
+    def start(self) -> None:
+        """A fit begins."""
+        self._shapes = BufferShapes(self._strategy.module)
 
     def own_pass(self, *args: Any, **kwargs: Any) -> Any:
         """The user's step on the own model, as Lightning has asked for it."""
         self._in_own_pass = True
         try:
             with self._watch("own", POINT_TO_POINT):
-                return self._training_step(*args, **kwargs)
+                output = self._training_step(*args, **kwargs)
         finally:
             self._in_own_pass = False
+        if self._shapes is not None:
+            self._shapes.check()
+        return output
 
     def backward(self, *arguments: Any) -> None:
         """Forward and backward of one micro-batch at the model that the module holds now."""
@@ -91,3 +100,16 @@ class CrossGradients:
         """Raise if a training step is running for a neighbor's model."""
         if self._in_cross_pass:
             raise_collective(collective)
+
+    def forbid_steps_in_passes(self, *_: Any) -> None:
+        """Raise if a training step is running, whoever's model it is for: an optimizer steps once it has ended.
+
+        Raises:
+            RuntimeError: says what to do instead.
+        """
+        if self._in_own_pass or self._in_cross_pass:
+            raise RuntimeError(
+                f"{type(self._strategy.module).__name__}.training_step has called optimizer.step() itself, but it runs "
+                "again for the model of every neighbor, and the step follows when their gradients are there. Return "
+                "the loss from training_step, and let Lightning call backward(), step() and zero_grad()."
+            )

@@ -22,7 +22,7 @@ from cga_lightning.lightning.launching import PromptLauncher, end
 from cga_lightning.lightning.loaders import LoadersOfPeers, Uneven, tell_unsplit
 from cga_lightning.lightning.logged_means import LoggedMeans
 from cga_lightning.lightning.peers import ProcessGroup, from_agent_0
-from cga_lightning.lightning.refusals import refuse_sharded
+from cga_lightning.lightning.refusals import refuse_interactive, refuse_sharded, refuse_uninitialized
 from cga_lightning.passes.module_state import ModuleState, overwrite
 from cga_lightning.passes.parameters import StepOnce
 from cga_lightning.passes.random_state import RandomState, seed_all
@@ -122,6 +122,7 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         super()._configure_launcher()
         if self.start_method != "popen":
             internals.use_launcher(self, PromptLauncher(self, start_method=self.start_method))
+        refuse_interactive(self.launcher)
 
     def setup_environment(self) -> None:
         """A forked process has none of its parent's threads, and waits for ever if it takes up their pool."""
@@ -142,6 +143,7 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
             self.accelerator.setup(trainer)
         module = self.module
         refuse_sharded(module)
+        refuse_uninitialized(module)
         self.model = self.precision_plugin.convert_module(module)
         self.model_to_device()
         check_same_model(module, self._settings(), self._peers)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HOOKS",
     "MultiProcessingLauncher",
+    "await_requeue",
     "interrupt",
     "batches_as_usual",
     "before_batches",
@@ -29,7 +30,10 @@ __all__ = [
     "means_as_usual",
     "leave_samplers",
     "logged_values",
+    "load_train_data_again",
     "new_loader_stage",
+    "requeue",
+    "returns_to_tuner",
     "train_loaders",
     "transfer_one_by_one",
     "transferring_as_usual",
@@ -75,6 +79,42 @@ def train_loaders(trainer: Trainer) -> object:
     """The train loader or loaders, as the user's code has returned them and the strategy has processed them."""
     loader = trainer.fit_loop._combined_loader
     return None if loader is None else loader.iterables
+
+
+def load_train_data_again(trainer: Trainer) -> None:
+    """Ask the user's code for the train loaders when training starts, also if it has been asked before.
+
+    They start at their beginnings: what Lightning has read of the states of loaders is that of one process.
+    """
+    trainer.fit_loop._combined_loader = None
+    trainer.fit_loop._combined_loader_states_to_load = []
+
+
+def await_requeue(trainer: Trainer, notice: Callable[[int, Any], None] | None) -> bool:
+    """Let `notice` handle SLURM's signal to requeue, in place of the Trainer, which saves at once; None: the Trainer.
+
+    To be called before the Trainer sets its handlers.
+
+    Returns:
+        Whether the signal is handled at all.
+    """
+    vars(trainer._signal_connector).pop("_slurm_sigusr_handler_fn", None)
+    environment = trainer._accelerator_connector.cluster_environment
+    if notice is None or not getattr(environment, "auto_requeue", False):
+        return False
+    vars(trainer._signal_connector)["_slurm_sigusr_handler_fn"] = notice
+    return True
+
+
+def requeue(trainer: Trainer, signal_number: int) -> None:
+    """Save and requeue the job, as the Trainer does in its handler of the signal."""
+    connector: Any = trainer._signal_connector
+    type(connector)._slurm_sigusr_handler_fn(connector, signal_number, None)
+
+
+def returns_to_tuner(callback: object) -> bool:
+    """Whether a callback belongs to a `Tuner`, which reads what it has found once it has stopped the fit."""
+    return bool(getattr(callback, "_early_exit", False))
 
 
 def is_accumulating(trainer: Trainer) -> bool:

@@ -14,7 +14,7 @@ from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
 from cga_lightning.core.communication import CommunicationError
-from cga_lightning.lightning.internals import MultiProcessingLauncher, interrupt
+from cga_lightning.lightning.internals import MultiProcessingLauncher, interrupt, returns_to_tuner
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -42,6 +42,17 @@ def _runs(process: Process) -> bool:
     return process.poll() is None if isinstance(process, Popen) else process.is_alive()
 
 
+def refuse_tuner(trainer: Trainer | None) -> None:
+    """Refuse callbacks of a `Tuner`, which reads their results in the main process."""
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    for callback in filter(returns_to_tuner, callbacks):
+        raise ValueError(
+            f"Tuner(...) reads the result of its {type(callback).__name__} in this process, but with the start methods "
+            "fork and spawn it is found in others. Use Trainer(callbacks=[LearningRateFinder()]), SimulatedStrategy, "
+            "or start_method='popen' (the strategy names without a suffix)."
+        )
+
+
 class PromptLauncher(MultiProcessingLauncher):
     """Lightning's launcher of multiprocessing, but prompt.
 
@@ -65,7 +76,12 @@ class PromptLauncher(MultiProcessingLauncher):
             process.terminate = partial(end, processes)  # called by torch for every process that is left
 
     def launch(self, *args: Any, **kwargs: Any) -> Any:
-        """Leave no process behind, also after Ctrl+C, which may have reached this one alone."""
+        """Leave no process behind, also after Ctrl+C, which may have reached this one alone.
+
+        Raises:
+            ValueError: for a `Tuner`, whose result would be lost with the process in which it has been found.
+        """
+        refuse_tuner(kwargs.get("trainer"))
         self._strategy.failed_elsewhere = False
         try:
             return super().launch(*args, **kwargs)

@@ -79,7 +79,7 @@ class AgreedLoader:
     def __init__(self, source: Source, epoch: Callable[[], CommonEpoch]) -> None:
         self.__dict__.update(_source=source, _epoch=epoch)
         loader: Any = source.loader
-        if hasattr(loader, "load_state_dict"):  # only where it is an attribute, Lightning takes it for stateful
+        if is_stateful(loader):  # only where it is an attribute, Lightning takes it for stateful
             self.__dict__.update(state_dict=loader.state_dict, load_state_dict=source.load_state_dict)
 
     @property
@@ -93,6 +93,10 @@ class AgreedLoader:
             raise TypeError("This train loader has no length: its epochs end when those of all agents have ended.")
         return length
 
+    def go_on(self, state: Any, served: int) -> None:
+        """In the next epoch, go on from the state of the wrapped loader after it had served so many batches."""
+        self._source.go_on(state, served)
+
     def __iter__(self) -> Iterator[Any]:
         return self._epoch().batches(self._source)
 
@@ -103,6 +107,11 @@ class AgreedLoader:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._source.loader, name, value)
+
+
+def is_stateful(loader: object) -> bool:
+    """Whether a loader can tell where it is in its data, as torchdata's StatefulDataLoader can."""
+    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
 
 
 class LoadersOfPeers:

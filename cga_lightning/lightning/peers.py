@@ -34,6 +34,9 @@ class Peers(Protocol):
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over processes, to the bit the common value where all have the same. A collective."""
 
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The largest value of every element over processes, in place. A collective."""
+
 
 class OneProcess:
     """A run in a single process has nobody to ask."""
@@ -53,6 +56,10 @@ class OneProcess:
         return [number]
 
     def mean(self, tensor: Tensor) -> Tensor:
+        """The tensor."""
+        return tensor
+
+    def largest(self, tensor: Tensor) -> Tensor:
         """The tensor."""
         return tensor
 
@@ -113,6 +120,12 @@ class ProcessGroup:
             total = deviation(tensor, start, count).contiguous()
             dist.all_reduce(total)
         return mean_around(start, total)
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The largest value of every element over processes, in place. A collective."""
+        with self.collective("largest"):
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
 
 
 def from_agent_0(tensor: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
@@ -33,6 +35,29 @@ def refuse_module(module: LightningModule) -> None:
         raise ValueError(
             f"{type(module).__name__}.training_step(dataloader_iter) draws its batches itself, so it cannot be run "
             "again with a neighbor's model. Use training_step(batch, batch_idx)."
+        )
+
+
+def refuse_interactive(launcher: Any) -> None:
+    """Refuse what runs the script again where there is no script, as in a notebook."""
+    interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
+    if interactive and launcher is not None and not launcher.is_interactive_compatible:
+        raise ValueError(
+            "Start methods other than fork run the program again in every process, so they are not compatible with an "
+            "interactive environment such as a notebook. Use Trainer(strategy='cga_notebook') or another name that "
+            "ends in _notebook, DecentralizedStrategy(start_method='fork'), or SimulatedStrategy."
+        )
+
+
+def refuse_uninitialized(module: LightningModule) -> None:
+    """Refuse tensors whose shapes are not known before the first batch."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+    if lazy:
+        raise ValueError(
+            f"{type(module).__name__}.{lazy[0]} has no shape before the first batch (torch.nn.Lazy...), but agents "
+            "exchange their models from the first step on. Give it its shape in configure_model(), by one pass with "
+            "an input like those of the data: self.net(torch.zeros(1, features))."
         )
 
 

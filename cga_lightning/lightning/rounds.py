@@ -46,7 +46,23 @@ class Source:
         self.loader = loader
         self.length = sized_length(loader)
         self._resumes = False
+        self._saved: tuple[Any, int] = None, 0
         self.reset()
+
+    def go_on(self, state: Any, served: int) -> None:
+        """In the next epoch, go on from the state that the loader had after it had served so many batches of it."""
+        self._saved = state, served
+
+    def begin(self, length: int | None) -> int:
+        """An epoch of so many batches begins; returns how many of them were served already, see `go_on`.
+
+        The state of a loader that was cut off at the end of an epoch is not that of the beginning of the next.
+        """
+        self.reset()
+        (state, served), self._saved = self._saved, (None, 0)
+        if state is not None and (served or not length or length % (self.length or 1) == 0):
+            self.load_state_dict(state)
+        return served
 
     def load_state_dict(self, state: Any) -> None:
         """For a loader that can: when it is started next, it serves the rest of an epoch only."""
@@ -122,9 +138,7 @@ class CommonEpoch:
         self._started.add(id(source))
         if len(self._started) == len(self._sources):
             self._started.clear()
-            self._rounds, self._over = 0, False
-            for each in self._sources:
-                each.reset()
+            self._rounds, self._over = max(each.begin(self.length) for each in self._sources), False
         return self._served_to(source)
 
     def _served_to(self, source: Source) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from cga_lightning.lightning.agent_strategy import AgentStrategy, EvalModel
 from cga_lightning.lightning.loaders import AgreedLoader, LoadersOfSimulation, Uneven
 from cga_lightning.lightning.log_mean import log_mean, mean_output
 from cga_lightning.lightning.peers import OneProcess
-from cga_lightning.lightning.refusals import refuse_averages
+from cga_lightning.lightning.refusals import refuse_averages, refuse_uninitialized
 from cga_lightning.passes.parameters import StepOnce
 from cga_lightning.passes.random_state import streams_of
 from cga_lightning.passes.residents import Resident
@@ -114,6 +114,7 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         """Seed every agent; they are made at the first step, when a checkpoint has been loaded."""
+        refuse_uninitialized(self.module)
         super().setup(trainer)
         if trainer.state.fn == "fit":
             refuse_averages(trainer)
@@ -168,6 +169,7 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Exchange, then let every agent step."""
+        self._cross.forbid_steps_in_passes()
         result = closure()
         self._training.exchange()
         residents = self._training.residents
@@ -198,8 +200,14 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
     # --- end
 
     def teardown(self) -> None:
-        """After an exception too: the module ends with the consensus, the agents' models stay."""
+        """After an exception too: the module ends with the consensus, the agents' models stay.
+
+        With the model of agent 0 where the exception tells that there is no consensus, see `BufferShapes`.
+        """
         self._consensus.drop()
-        self._take_over_consensus()
+        if self._training.agents_alike:
+            self._take_over_consensus()
+        else:
+            self._training.end_agents()
         internals.transferring_as_usual(self.module)
         super().teardown()

@@ -49,9 +49,29 @@ class Training:
             communicator: carries their messages.
             random_states: where their random streams start; one per agent of this process.
         """
+        self._cross_gradients.start()
         self._driver = StepDriver(self._strategy.algorithm, [], communicator)
         self._random_states = random_states
         self._residents = None
+
+    def end_agents(self) -> None:
+        """The module has its own tensors again; other agents, who start from it, are made when they are needed."""
+        if self._residents is None:
+            return
+        if self.agents_differ:
+            self._residents.swap_in(self._residents.first)
+            self._residents.restore(self._residents.states()[0])
+        self.start(self.driver.communicator, self._random_states)
+
+    def end_leftovers(self) -> None:
+        """A loop starts: agents are over that have ended with the consensus, or in the middle of a step."""
+        if self._residents is not None and (not self._residents.differ or len(self._residents.first.micro_batches)):
+            self.end_agents()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether a fit has begun and made no agents yet: each of them will start from the module."""
+        return self._driver is not None and self._residents is None
 
     @property
     def communicator(self) -> Communicator | None:
@@ -84,6 +104,12 @@ class Training:
     def agents_differ(self) -> bool:
         """Whether agents have models of their own, as they do from their first step until the end of fit."""
         return self._residents is not None and self._residents.differ
+
+    @property
+    def agents_alike(self) -> bool:
+        """Whether the tensors of all agents of this process have the same shapes."""
+        states = () if self._residents is None else self._residents.states()
+        return len({tuple(tensor.shape for tensor in state) for state in states}) <= 1
 
     @property
     def step(self) -> int:

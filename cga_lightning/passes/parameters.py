@@ -35,6 +35,28 @@ def set_gradients(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | N
         parameter.grad = grad
 
 
+class SparseGradients:
+    """Which parameters have sparse gradients, as those of Embedding(sparse=True): some optimizers take no others.
+
+    Flat vectors are dense, and so is what travels.
+    """
+
+    def __init__(self) -> None:
+        self._dims: dict[int, int] = {}
+
+    def look_at(self, grads: Sequence[Tensor | None]) -> None:
+        """Those that the backward pass has left."""
+        self._dims |= {i: grad.sparse_dim() for i, grad in enumerate(grads) if grad is not None and grad.is_sparse}
+
+    def again(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The same gradients, sparse where they have been, with the rows that are not zero."""
+        result = list(grads)
+        for i, dim in self._dims.items():
+            grad = result[i]
+            result[i] = grad if grad is None or grad.is_sparse else grad.to_sparse(dim)
+        return result
+
+
 class StepOnce:
     """The closure that an optimizer gets; it must call it exactly once."""
 

@@ -17,7 +17,7 @@ from cga_lightning.core.layout import FlatLayout
 from cga_lightning.core.loss_scaling import unscale
 from cga_lightning.passes.micro_batches import Backward, MicroBatches
 from cga_lightning.passes.module_state import ModuleState, State
-from cga_lightning.passes.parameters import same_objects, set_gradients, to_apply, trainable
+from cga_lightning.passes.parameters import SparseGradients, same_objects, set_gradients, to_apply, trainable
 from cga_lightning.passes.random_state import RandomState
 from cga_lightning.passes.shared_module import Belongings, SharedModule
 from cga_lightning.topology import Topology
@@ -78,6 +78,7 @@ class Residents:
     ) -> None:
         self.differ = True
         self.parameters: list[nn.Parameter] = []
+        self._sparse = SparseGradients()
         self.shared = SharedModule(module, optimizer, precision)
         self._module = module
         self._backward = backward
@@ -117,6 +118,7 @@ class Residents:
             self.shared.look_again()
         self.shared.refresh_tensors()
         self.parameters, self.layout = parameters, FlatLayout(parameters)
+        self._sparse = SparseGradients()
         place = {id(parameter): i for i, parameter in enumerate(self.shared.module_state.parameters)}
         self._places = [place[id(parameter)] for parameter in parameters]
         for rank, resident in zip(ranks, self._residents, strict=True):
@@ -199,6 +201,7 @@ class Residents:
     def take_gradients(self, resident: Resident) -> None:
         """What the backward pass has left at the parameters."""
         resident.grads = [parameter.grad for parameter in self.parameters]
+        self._sparse.look_at(resident.grads)
 
     def give_gradients(self, resident: Resident) -> None:
         """To the parameters: what the agent has accumulated, or the direction of its step."""
@@ -212,7 +215,7 @@ class Residents:
         if not self._is_single:  # it is there, see keep_gradients
             return OwnGradient([resident.flat_grad], lambda: resident.flat_grad, resident.scaler)
         grads, where = resident.grads, (resident.flat_grad, resident.grad_views)
-        parts = [grad for grad in grads if grad is not None]
+        parts = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads if grad is not None]
         return OwnGradient(parts, lambda: self.layout.write(grads, *where), resident.scaler)
 
     def take_directions(self, directions: Sequence[Tensor | None]) -> None:
@@ -222,6 +225,7 @@ class Residents:
                 known = direction is resident.flat_grad
                 views = resident.grad_views if known else self.layout.views(direction)
                 resident.grads = to_apply(resident.grads, views)
+            resident.grads = self._sparse.again(resident.grads)
 
     def _gradient_of(self, resident: Resident) -> Callable[[Tensor], Tensor]:
         def gradient(at: Tensor) -> Tensor:

@@ -127,8 +127,9 @@ class SharedModule:
         """Back to the original tensors, with these values."""
         self.swap_out()
         module_state = ModuleState(self._module)
-        current = zip(module_state.keys, module_state.capture(), strict=True)
-        originals = [self._originals.get(key, tensor) for key, tensor in current]
+        current = zip(module_state.keys, module_state.capture(), values, strict=True)
+        known = ((self._originals.get(key, tensor), tensor, value) for key, tensor, value in current)
+        originals = [original if original.shape == value.shape else tensor for original, tensor, value in known]
         overwrite(originals, values)
         module_state.activate(originals)
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from cga_lightning.core.layout import ALIGNMENT, FlatLayout
@@ -40,6 +42,18 @@ def test_memory_formats_other_than_contiguous_are_copied_by_value() -> None:
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     layout = FlatLayout([weight])
     assert torch.equal(layout.views(layout.write([weight], out=layout.zeros()))[0], weight)
+
+
+@given(st.lists(st.integers(0, 4), max_size=6), st.integers(1, 3))
+def test_sparse_tensors_become_dense(rows: list[int], width: int) -> None:
+    """Also where they hold a row several times, or none."""
+    gradient = torch.sparse_coo_tensor(
+        torch.tensor([rows], dtype=torch.int64), torch.ones(len(rows), width), (5, width)
+    )
+    layout = FlatLayout([torch.zeros(2), torch.zeros(5, width)])
+    flat = layout.write([torch.ones(2), gradient], out=layout.zeros().fill_(9))
+    expected = torch.bincount(torch.tensor(rows, dtype=torch.int64), minlength=5).float()
+    assert torch.equal(layout.views(flat)[1], expected[:, None].expand(5, width))
 
 
 def test_bad_parameters_are_refused() -> None:

@@ -186,6 +186,60 @@ class NeverCalls(CallsTwice):
     optimizer = CallsNever
 
 
+class OwnStep(Module):
+    """Optimizes inside of training_step, as tutorials with inner loops do."""
+
+    def optimizer(self):
+        return self.optimizers()
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        loss.backward()
+        self.optimizer().step()
+        self.optimizer().zero_grad()
+
+
+class OwnPlainStep(OwnStep):
+    def optimizer(self):
+        return self.optimizers(use_pl_optimizer=False)
+
+
+class Lazy(Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LazyLinear(1)
+
+
+class LazyStatistics(Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LazyBatchNorm1d(affine=False)
+
+
+class GrowingBuffer(Module):
+    """Grows with every batch, on every agent alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(0, 2))
+
+    def training_step(self, batch, batch_idx):
+        self.bank = torch.cat([self.bank, batch[0]])
+        return super().training_step(batch, batch_idx)
+
+
+class ShrinkingBuffer(Module):
+    """In a submodule, and replaced under the same name as a cache is."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer.register_buffer("cache", torch.zeros(5), persistent=False)
+
+    def training_step(self, batch, batch_idx):
+        self.layer.register_buffer("cache", torch.zeros(len(batch[0])), persistent=False)
+        return super().training_step(batch, batch_idx)
+
+
 @BOTH
 @pytest.mark.parametrize(
     ("module", "message"),
@@ -201,11 +255,68 @@ class NeverCalls(CallsTwice):
         (Newton, "LBFGS evaluates the loss several times .* Use a first-order optimizer"),
         (CallsTwice, "called its closure 2 times in one step"),
         (NeverCalls, "called its closure 0 times in one step"),
+        (OwnStep, r"OwnStep.training_step has called optimizer.step\(\) itself.* Return the loss from training_step"),
+        (OwnPlainStep, r"training_step has called optimizer.step\(\) itself"),
+        (Lazy, r"Lazy.layer.weight has no shape before the first batch .* in configure_model\(\), by one pass"),
+        (LazyStatistics, "LazyStatistics.norm.running_mean has no shape"),
+        (
+            GrowingBuffer,
+            r"buffer 'bank' depends on the data: it was \(2, 2\), and .* \(4, 2\).* Give the buffer a fixed",
+        ),
+        (ShrinkingBuffer, r"buffer 'layer.cache' depends on the data: it was \(5,\), and .* is \(2,\)"),
     ],
 )
 def test_modules(strategy, module, message):
     with refuses(message):
         fit(strategy(), module())
+
+
+class Initialized(Lazy):
+    def configure_model(self):
+        self.layer(torch.zeros(1, 2))
+
+
+class FilledOnce(Module):
+    """Gets the shape of its buffer from the first batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("center", torch.empty(0))
+
+    def training_step(self, batch, batch_idx):
+        if not self.center.numel():
+            self.center = batch[0].mean(0)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "module"),
+    [(processes, Initialized), (simulated, Initialized), (simulated, FilledOnce)],  # fork loads into an empty buffer
+)
+def test_shapes_that_are_known_in_time(strategy, module):
+    trained = module()
+    fit(strategy(), trained)
+    assert trained.layer.weight.shape == (1, 2) and all(len(buffer) == 2 for buffer in trained.buffers())
+
+
+class OfItsData(Module):
+    """A buffer whose shape the agents' first batches decide; `when` is the hook that makes it."""
+
+    def __init__(self, when):
+        super().__init__()
+        object.__setattr__(self, when, self.make)
+
+    def make(self, *_):
+        if self.trainer.global_step == 1:
+            self.register_buffer("seen", torch.zeros(1 + self.global_rank))
+
+
+@pytest.mark.parametrize("when", ["on_train_batch_start", "on_train_batch_end", "on_after_backward"])
+def test_buffers_that_differ_are_named_before_they_are_averaged(when):
+    with refuses(
+        r"agent 0 has buffer seen \(1,\) torch.float32, agent 1 has buffer seen \(2,\).* Give the buffer a fixed"
+    ):
+        fit(processes(), OfItsData(when))
 
 
 class TensorParallel(Module):

@@ -1,12 +1,16 @@
 """The consensus in one file, each agent in a file of its own; and going on from there as if nothing had happened."""
 
+import logging
+import time
 from datetime import timedelta
 from functools import partial
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import LearningRateFinder, ModelCheckpoint
+from pytorch_lightning.plugins.io import AsyncCheckpointIO
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -88,7 +92,9 @@ def strategy(kind, agents=AGENTS, **options):
     return cga.DecentralizedStrategy(start_method="fork", timeout=timedelta(seconds=30), **options)
 
 
-def fit(kind, folder, epochs, ckpt_path=None, callbacks=(), module=None, agents=AGENTS, plugins=None, **options):
+def fit(
+    kind, folder, epochs, ckpt_path=None, callbacks=(), module=None, agents=AGENTS, plugins=None, data=None, **options
+):
     """Every agent's own weights at the end."""
     torch.manual_seed(3)
     folder.mkdir(exist_ok=True)
@@ -102,7 +108,7 @@ def fit(kind, folder, epochs, ckpt_path=None, callbacks=(), module=None, agents=
         | {"max_epochs": epochs, "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks)},
     )
     module = module or Module()
-    trainer.fit(module, datamodule=Shuffled(), ckpt_path=ckpt_path)
+    trainer.fit(module, datamodule=data or Shuffled(), ckpt_path=ckpt_path)
     return own.agent_state_dicts() if kind == "simulated" else save.load(agents), module
 
 
@@ -138,6 +144,14 @@ def equal(first, second):
     return all(torch.equal(a[name], b[name]) for a, b in zip(first, second, strict=True) for name in a)
 
 
+class SlowIO(TorchCheckpointIO):
+    """Files appear long after they were asked for, if that does not wait."""
+
+    def save_checkpoint(self, *args, **options):
+        time.sleep(0.1)
+        super().save_checkpoint(*args, **options)
+
+
 CASES = {
     "cga": {},
     "state of the algorithm": {"algorithm": Remembers()},
@@ -146,6 +160,7 @@ CASES = {
     "trackers and momentum": {"algorithm": cga.QuasiGlobalMomentum(cga.GradientTracking())},
     "loss scale": {"plugins": partial(ScaledFloat32, growth_interval=3)},
     "counters in groups": {"module": partial(Module, partial(Averaged, lr=0.1))},
+    "files written by a thread": {"plugins": partial(AsyncCheckpointIO, SlowIO())},
 }
 
 
@@ -161,6 +176,124 @@ def test_going_on_is_bit_equal_to_never_having_stopped(kind, name, tmp_path):
     run(tmp_path / "first", 2, callbacks=[every_epoch(tmp_path / "checkpoints")])
     resumed = run(tmp_path / "resumed", 4, ckpt_path=tmp_path / "checkpoints" / "epoch=1.ckpt")
     assert equal(resumed, whole)
+
+
+@KINDS
+def test_files_written_by_a_thread_are_complete_after_fit(kind, tmp_path):
+    """Also where one save replaces the one before, which may still be written."""
+    folder = tmp_path / "checkpoints"
+    files = every_epoch(folder, filename="{step}", every_n_train_steps=1, save_top_k=1)
+    fit(kind, tmp_path / "run", 2, callbacks=[files], plugins=partial(AsyncCheckpointIO, SlowIO()))
+    found = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert found == ["step=8.ckpt", *(f"step=8.ckpt.agents/0000{rank}.pt" for rank in range(AGENTS))]
+
+
+class OneCycle(Module):
+    """Asks for the number of steps, and so for the train data, when it makes its scheduler."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.3, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class StopsAfterTwoEpochs(pl.Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = trainer.current_epoch == 1
+
+
+@KINDS
+def test_going_on_where_the_number_of_steps_was_asked_for(kind, tmp_path):
+    whole, _ = fit(kind, tmp_path / "whole", 4, module=OneCycle())
+    files = every_epoch(tmp_path / "checkpoints")
+    fit(kind, tmp_path / "first", 4, module=OneCycle(), callbacks=[files, StopsAfterTwoEpochs()])
+    path = tmp_path / "checkpoints" / "epoch=1.ckpt"
+    resumed, _ = fit(kind, tmp_path / "resumed", 4, module=OneCycle(), ckpt_path=path)
+    assert equal(resumed, whole)
+
+
+@KINDS
+def test_a_tuner_before_going_on_keeps_the_agents(kind, tmp_path):
+    states, _ = fit(kind, tmp_path / "first", 2, callbacks=[every_epoch(tmp_path / "checkpoints")])
+    finder, start = LearningRateFinder(num_training_steps=4, update_attr=False), AtStart(tmp_path)
+    path = tmp_path / "checkpoints" / "epoch=1.ckpt"
+    fit(kind, tmp_path / "resumed", 3, ckpt_path=path, callbacks=[finder, start])
+    assert equal(start.load(), states)
+
+
+# --- amid an epoch
+
+
+class Resumable:
+    """Shuffles with the random stream of the agent, or a generator, and knows where it is."""
+
+    def __init__(self, samples, generator=None):
+        self.samples, self.generator = samples, generator
+        self.state = self.loaded = None
+
+    def __len__(self):
+        return len(self.samples) // 4
+
+    def __iter__(self):
+        if self.loaded is None or self.loaded["at"] == len(self):
+            self.loaded = {"order": torch.randperm(len(self.samples), generator=self.generator), "at": 0}
+        (order, first), self.loaded = self.loaded.values(), None
+        for at in range(first, len(self)):
+            self.state = {"order": order, "at": at + 1}
+            yield self.samples[order[4 * at : 4 * at + 4]]
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.loaded = dict(state)
+
+
+class ResumableData(pl.LightningDataModule):
+    """Of different lengths, and on agent 1 with a generator of its own."""
+
+    loader = Resumable
+
+    def train_dataloader(self):
+        generators = [None, torch.Generator().manual_seed(5), None]
+        sets = [TensorDataset(*one_class_each(AGENTS, n)[rank].tensors) for rank, n in enumerate((16, 24, 12))]
+        ranks = self.trainer.strategy.local_agents
+        loaders = [self.loader(sets[rank], generator=generators[rank]) for rank in ranks]
+        return loaders if len(loaders) > 1 else loaders[0]
+
+
+class Forgetful(ResumableData):
+    @staticmethod
+    def loader(samples, generator):
+        return DataLoader(samples, batch_size=4, shuffle=True, generator=generator)
+
+
+@KINDS
+@pytest.mark.parametrize("uneven", ["cycle", "min"])
+@pytest.mark.parametrize("step", [2, 5, 6])
+def test_going_on_amid_an_epoch(kind, uneven, step, tmp_path):
+    """Bit-equal, with 6 batches in an epoch under "cycle" and 3 under "min"."""
+    options = {"data": ResumableData(), "uneven": uneven}
+    files = every_epoch(tmp_path / "checkpoints", filename="{step}", every_n_train_steps=1)
+    whole, _ = fit(kind, tmp_path / "whole", 4, callbacks=[files], **options)
+    resumed, _ = fit(kind, tmp_path / "resumed", 4, ckpt_path=tmp_path / "checkpoints" / f"step={step}.ckpt", **options)
+    assert equal(resumed, whole)
+
+
+@KINDS
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_going_on_amid_an_epoch_without_the_states_of_loaders(kind, tmp_path, monkeypatch):
+    """Every agent that draws other samples than it would have says so, and only amid an epoch."""
+    handler = logging.FileHandler(tmp_path / "told")
+    monkeypatch.setattr(logging.getLogger("cga_lightning"), "handlers", [handler])
+    folder, message = tmp_path / "checkpoints", "goes on after 2 batches of an epoch, but its train loader has no state"
+    files = every_epoch(folder, filename="{step}", every_n_train_steps=1)
+    fit(kind, tmp_path / "whole", 1, callbacks=[files], data=Forgetful())
+    for step, told in [(6, 0), (2, AGENTS)]:
+        fit(kind, tmp_path / "resumed", 2, ckpt_path=folder / f"step={step}.ckpt", data=Forgetful())
+        assert (tmp_path / "told").read_text().count(message) == told
+    handler.close()
 
 
 def test_files(saved):

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -161,6 +162,73 @@ def test_train_loaders(pl: Any, loaders: Any) -> None:
     assert internals.train_loaders(trainer) is None, lacks("_FitLoop._combined_loader, None at first", "train_loaders")
     trainer.fit(make_module(pl), loaders)
     assert found == [loaders], lacks("_FitLoop._combined_loader.iterables", "train_loaders")
+
+
+def test_load_train_data_again(pl: Any) -> None:
+    callback, _ = at(pl, "on_train_epoch_start", lambda trainer: trainer.current_epoch and again(trainer))
+    trainer = pl.Trainer(**ONE | {"max_epochs": 2}, callbacks=callback)
+    reach(trainer, "fit_loop._combined_loader_states_to_load", "load_train_data_again")
+    module, asked = make_module(pl), []
+    module.train_dataloader = lambda: asked.append(None) or loader()
+
+    def again(trainer: Any) -> None:
+        internals.load_train_data_again(trainer)
+        trainer.fit_loop.setup_data()
+
+    trainer.fit(module)
+    assert len(asked) == 2, lacks("_FitLoop._combined_loader, made anew where it is None", "load_train_data_again")
+    source = inspect.getsource(type(trainer.fit_loop))
+    assert "_load_state_dicts(self._combined_loader_states_to_load)" in source, lacks(
+        "_FitLoop._combined_loader_states_to_load", "load_train_data_again"
+    )
+
+
+def requeueing(pl: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A Trainer in a job of SLURM."""
+    for name in ("JOB_ID", "NTASKS", "NNODES"):
+        monkeypatch.setenv(f"SLURM_{name}", "1")
+    environment = importlib.import_module(f"{pl.__name__}.plugins.environments").SLURMEnvironment()
+    return pl.Trainer(**ONE, plugins=[environment])
+
+
+def test_await_requeue(pl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the handler, which the Trainer still sets and takes back."""
+    told: list[int] = []
+    name = "_signal_connector._slurm_sigusr_handler_fn"
+    for trainer, expected in [(pl.Trainer(**ONE), []), (requeueing(pl, monkeypatch), [signal.SIGUSR1])]:
+        reach(trainer, name, "await_requeue")
+        reach(trainer, "_accelerator_connector.cluster_environment", "await_requeue")
+        told.clear()
+        assert internals.await_requeue(trainer, lambda number, _: told.append(number)) == bool(expected)
+        connector = trainer._signal_connector
+        connector.register_signal_handlers()
+        if expected:
+            signal.raise_signal(signal.SIGUSR1)
+        connector.teardown()
+        assert told == expected, lacks(f"a use of Trainer.{name}", "await_requeue")
+    assert not internals.await_requeue(trainer, None) and "_slurm_sigusr_handler_fn" not in vars(connector)
+
+
+def test_requeue(pl: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trainer = requeueing(pl, monkeypatch)
+    saved: list[str] = []
+    monkeypatch.setattr(trainer, "save_checkpoint", saved.append)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    internals.await_requeue(trainer, lambda *_: None)
+    internals.requeue(trainer, signal.SIGUSR1)
+    assert len(saved) == 1, lacks("_SignalConnector._slurm_sigusr_handler_fn(signum, frame), which saves", "requeue")
+
+
+def test_returns_to_tuner(pl: Any) -> None:
+    finder = pl.callbacks.LearningRateFinder()
+    assert not internals.returns_to_tuner(finder)
+    name = "LearningRateFinder._early_exit, which a Tuner sets"
+    assert reach(finder, "_early_exit", "returns_to_tuner") is False
+    assert "_early_exit = True" in inspect.getsource(pl.tuner.tuning), lacks(name, "returns_to_tuner")
+    finder._early_exit = True
+    assert internals.returns_to_tuner(finder)
 
 
 def test_is_accumulating(pl: Any) -> None:
@@ -353,11 +421,13 @@ def test_every_entry_has_a_test() -> None:
 
 ALLOWED = {
     "_asdict": "collections.namedtuple: public in spite of its name",
-    "_make": "collections.namedtuple: public in spite of its name",
+    "_replace": "collections.namedtuple: public in spite of its name",
     "_exit": "os",
     "_buffers": "torch.nn.Module: buffers are replaced without a copy",
-    "_modules": "torch.nn.Module: children that are the same object twice",
     "_foreach_copy_": "torch: copies all parameters at once",
+    "_lazy_clone": "torch: copies when somebody writes, which its storages can do since torch 2.3",
+    "_C": "torch: where the next one is",
+    "_data_address": "torch: where a tensor lies, without the right to write there",
     "_set_pg_timeout": "torch.distributed: public as set_timeout since torch 2.15",
 }
 """Private names of others than Lightning, and whose they are."""

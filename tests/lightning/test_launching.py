@@ -121,7 +121,7 @@ from tests.toys import QUIET, Classifier, OwnData, one_class_each
 warnings.simplefilter("ignore")
 try:
     pl.Trainer(strategy="cga", devices=2, **QUIET)
-except pl.utilities.exceptions.MisconfigurationException as error:
+except ValueError as error:
     print("refused:", error)
 
 trainer = pl.Trainer(strategy="cga_notebook", devices=2, max_epochs=1, **QUIET)
@@ -135,4 +135,5 @@ def test_notebooks():
     options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 180, "stdin": subprocess.DEVNULL}
     found = subprocess.run([sys.executable, "-i", "-c", NOTEBOOK], **options)
     assert "not compatible with an interactive environment" in found.stdout, found.stderr
+    assert "Use Trainer(strategy='cga_notebook')" in found.stdout
     assert "trained in TrainerStatus.FINISHED" in found.stdout, found.stderr
