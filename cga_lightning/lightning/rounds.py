@@ -43,9 +43,15 @@ class Source:
     """
 
     def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = loader
+        self.loader: Any = loader
         self.length = sized_length(loader)
+        self._resumes = False
         self.reset()
+
+    def load_state_dict(self, state: Any) -> None:
+        """For a loader that can: when it is started next, it serves the rest of an epoch only."""
+        self.loader.load_state_dict(state)
+        self._resumes = True
 
     def reset(self) -> None:
         """Between epochs; workers of the loader end."""
@@ -67,8 +73,9 @@ class Source:
             self._iterator, self._served = iter(self.loader), 0
         batch = _NOTHING if self._served == self.length else next(self._iterator, _NOTHING)
         if batch is _NOTHING:
+            wrong, self._resumes = None if self._resumes else self._wrong(), False
             self._iterator, self._ended = None, True
-            return Report(False, True, self._wrong())
+            return Report(False, True, wrong)
         self._batch = batch
         self._served += 1
         return Report(True, self._ended)

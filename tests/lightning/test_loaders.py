@@ -281,6 +281,31 @@ def test_a_promise_is_broken_where_the_batch_is_needed(given, promised, other, f
         next(rounds)
 
 
+class Stateful(Listed):
+    """Goes on in the middle of an epoch, once."""
+
+    skipped = 0
+
+    def __iter__(self):
+        rest, self.skipped = islice(super().__iter__(), self.skipped, None), 0
+        return rest
+
+    def state_dict(self) -> dict[str, int]:
+        return {"skipped": 2}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        vars(self).update(state)
+
+
+def test_a_loader_that_goes_on_in_the_middle_of_an_epoch_breaks_no_promise() -> None:
+    agreement = LoadersOfSimulation("cycle")
+    agreed = [agreement.agree(loader, settled=False) for loader in (Stateful(0, 3, 3), Listed(1, 7, 7))]
+    assert {"state_dict", "load_state_dict"} <= vars(agreed[0]).keys() and not hasattr(agreed[1], "state_dict")
+    agreed[0].load_state_dict(agreed[0].state_dict())
+    assert [i for (_, i), _ in islice(zip(*agreed, strict=True), 5)] == [2, 0, 1, 2, 0]
+    assert [i for (_, i), _ in zip(*agreed, strict=True)] == [0, 1, 2, 0, 1, 2, 0]
+
+
 def test_whose_length_is_certain() -> None:
     data = TensorDataset(torch.zeros(8, 1))
     certain = [
