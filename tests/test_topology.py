@@ -318,7 +318,7 @@ def test_matrices_of_others_are_taken_as_they_are(form):
     matrix = np.array([[0.7, 0.3, 0], [0.3, 0.2, 0.5], [0, 0.5, 0.5]])
     others = {
         "torch": torch.tensor,
-        "torch.sparse": lambda matrix: torch.tensor(matrix).to_sparse(),
+        "sparse": lambda matrix: torch.tensor(matrix).to_sparse(),
         "with a gradient": lambda matrix: torch.tensor(matrix, requires_grad=True),
         "graph": nx.from_numpy_array,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch.utils._pytree import tree_leaves
@@ -57,10 +57,8 @@ def keeps_its_length(loader: object) -> bool:
     """Whether `len(loader)` cannot be wrong: samples of a map-style dataset in an order of torch's, or in a list."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
-    parts = (loader, loader.sampler, loader.batch_sampler)
-    return all(
-        type(part).__module__.partition(".")[0] in ("torch", "torchdata", "builtins", "cga_lightning") for part in parts
-    )
+    makers = {type(part).__module__.partition(".")[0] for part in (loader, loader.sampler, loader.batch_sampler)}
+    return makers <= {"torch", "torchdata", "builtins", "cga_lightning"}
 
 
 class AgreedLoader:
@@ -83,7 +81,7 @@ class AgreedLoader:
             self.__dict__.update(state_dict=loader.state_dict, load_state_dict=source.load_state_dict)
 
     @property
-    def wrapped(self) -> Iterable[Any]:
+    def wrapped(self) -> Any:
         """The loader that serves the batches."""
         return self._source.loader
 

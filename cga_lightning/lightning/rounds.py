@@ -43,7 +43,7 @@ class Source:
     """
 
     def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = loader
+        self.loader: Any = loader
         self.length = sized_length(loader)
         self._resumes = False
         self._saved: tuple[Any, int] = None, 0
@@ -66,7 +66,7 @@ class Source:
 
     def load_state_dict(self, state: Any) -> None:
         """For a loader that can: when it is started next, it serves the rest of an epoch only."""
-        self.loader.load_state_dict(state)  # type: ignore[attr-defined]
+        self.loader.load_state_dict(state)
         self._resumes = True
 
     def reset(self) -> None:
