@@ -80,7 +80,7 @@ class AgentStrategy(Strategy):
         self._cross = CrossGradients(self, self._plain_training_step)
         self._training = Training(self, self._cross, self._check_same_model)
         self._consensus = Consensus(peers, self._training.states, partial(self._check_same_model, "to average it"))
-        self._transitions = Transitions(peers, lambda: self._training.step)
+        self._transitions = Transitions(peers, self._steps_made)
         self._phases = Phases(self, self._consensus, self._transitions)
         self._files = AgentFiles(self, peers)
         self._differences = DifferenceWarning()
@@ -113,6 +113,9 @@ class AgentStrategy(Strategy):
         if self.lightning_module is None:
             raise RuntimeError("The strategy has no LightningModule before the Trainer has started with one.")
         return self.lightning_module
+
+    def _steps_made(self) -> int:
+        return self._training.step
 
     # --- start
 

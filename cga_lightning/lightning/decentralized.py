@@ -239,9 +239,6 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
             self._training.residents.restore(*self._training.states())
         super().teardown()
 
-    def _steps_made(self) -> int:
-        return self._training.step
-
     def _interrupted(self) -> bool:
         try:
             return self.module.trainer.state.status == "interrupted"

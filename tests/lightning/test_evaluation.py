@@ -1,5 +1,6 @@
 """A validation is one phase with one model: every hook sees the consensus, and what it writes into buffers stays."""
 
+import contextlib
 import logging
 from datetime import timedelta
 
@@ -282,10 +283,12 @@ class ToPredict(pl.LightningDataModule):
 
 @pytest.mark.parametrize("split", [False, True])
 def test_predict_says_that_it_does_not_split(split, tmp_path, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("cga_lightning"), "handlers", [logging.FileHandler(tmp_path / "log")])
+    handler = logging.FileHandler(tmp_path / "log")
+    monkeypatch.setattr(logging.getLogger("cga_lightning"), "handlers", [handler])
     strategy = cga.DecentralizedStrategy(start_method="fork")
     trainer = pl.Trainer(strategy=strategy, callbacks=[Written(tmp_path)], **QUIET | {"devices": AGENTS})
-    trainer.predict(Predicting(), datamodule=ToPredict(split), return_predictions=False)
+    with contextlib.closing(handler):
+        trainer.predict(Predicting(), datamodule=ToPredict(split), return_predictions=False)
     indices = [torch.load(tmp_path / f"{rank}.pt") for rank in range(AGENTS)]
     assert indices == [[*range(rank, 12, AGENTS)] if split else [*range(12)] for rank in range(AGENTS)]
     told = (tmp_path / "log").read_text().count("Each of the 3 agents predicts all of the data of its predict loader")
