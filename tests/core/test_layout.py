@@ -44,6 +44,7 @@ def test_memory_formats_other_than_contiguous_are_copied_by_value() -> None:
     assert torch.equal(layout.views(layout.write([weight], out=layout.zeros()))[0], weight)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @given(st.lists(st.integers(0, 4), max_size=6), st.integers(1, 3))
 def test_sparse_tensors_become_dense(rows: list[int], width: int) -> None:
     """Also where they hold a row several times, or none."""
