@@ -84,6 +84,7 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
             raise TypeError(f"agents must be the number of agents, an int, got {agents!r}.")
         self._bind(agents)
         self._agents = agents
+        self._batches_come = False  # before, what is transferred is one batch, such as the module's example input
         self.parallel_devices: list[torch.device] | None = None  # set by the Trainer
 
     @property
@@ -118,8 +119,9 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
         super().setup(trainer)
         if trainer.state.fn == "fit":
             refuse_averages(trainer)
-            self._training.start(LocalCommunicator(), streams_of(self.local_agents))
-            internals.transfer_one_by_one(self.module)
+            streams = streams_of(self.local_agents)
+            streams[0].restore()  # the first agent is in the module from now on
+            self._training.start(LocalCommunicator(), streams)
 
     def on_train_start(self) -> None:
         """Check that there is a loader for every agent."""
@@ -133,10 +135,12 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
                 f"SimulatedStrategy(agents={self.agents}) needs a list of {self.agents} train loaders, one per agent, "
                 f"got {found}. Pass fit(train_dataloaders=[...]) or a PartitionedDataModule."
             )
+        self._batches_come = True
+        internals.transfer_one_by_one(self.module)
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
         """Transfer the agents' batches one by one, so that the user's hooks see one batch."""
-        if not self.module.trainer.training:
+        if not (self._batches_come and self.module.trainer.training):
             return super().batch_to_device(batch, device, dataloader_idx)
         transfer = super().batch_to_device
         return [transfer(part, device, dataloader_idx) for part in batch]
@@ -210,4 +214,5 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
         else:
             self._training.end_agents()
         internals.transferring_as_usual(self.module)
+        self._batches_come = False
         super().teardown()

@@ -86,6 +86,8 @@ class Residents:
         self._residents = [Resident(*self.shared.contents(copied=several), state) for state in random_states]
         if self._is_single:
             self.shared.belongs_to(self.first)
+        else:
+            self.first.random_state = RandomState.capture()  # whose streams the data has been drawn from
 
     def __iter__(self) -> Iterator[Resident]:
         return iter(self._residents)

@@ -175,3 +175,42 @@ def test_many_agents_and_an_unbound_topology():
     run = pl.Trainer(strategy=strategy, max_steps=2, max_epochs=-1, **QUIET)
     run.fit(Classifier(), datamodule=OwnData(one_class_each(agents)))
     assert len(strategy.agent_state_dicts()) == agents == strategy.topology.agents
+
+
+class WithExample(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.example_input_array = torch.randn(2, 6)
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+
+def test_the_example_input_of_a_summary_is_no_list_of_batches():
+    trainer = pl.Trainer(strategy=cga.SimulatedStrategy(4), max_steps=1, **QUIET | {"enable_model_summary": True})
+    trainer.fit(WithExample(), datamodule=OwnData(one_class_each(4)))
+    assert trainer.global_step == 1
+
+
+class Shuffled(OwnData):
+    def train_dataloader(self):
+        return [DataLoader(dataset, batch_size=4, shuffle=True) for dataset in self.datasets]
+
+
+class Orders(pl.Callback):
+    def __init__(self):
+        self.drawn = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.drawn.append([inputs[:, 0].tolist() for inputs, _ in batch])
+
+
+def test_every_epoch_has_an_order_of_its_own_also_when_seeded_right_before():
+    orders, trained = Orders(), {"max_epochs": 3, **QUIET}
+    module, data = Classifier(), Shuffled(one_class_each(4))
+    torch.manual_seed(0)
+    pl.Trainer(strategy=cga.SimulatedStrategy(4), callbacks=[orders], **trained).fit(module, datamodule=data)
+    epochs = [orders.drawn[start : start + 4] for start in range(0, len(orders.drawn), 4)]
+    for agent in range(4):
+        drawn = [tuple(sample for batch in epoch for sample in batch[agent]) for epoch in epochs]
+        assert len(set(drawn)) == 3 and len({tuple(sorted(one)) for one in drawn}) == 1
