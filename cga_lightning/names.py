@@ -1,8 +1,8 @@
-"""Objects by name: one lookup for algorithms, topologies, compressors and partitions."""
+"""Objects by name: one lookup for algorithms, topologies, compressors and partitions; and agents in messages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -52,3 +52,8 @@ def resolved(kind: str, known: Mapping[str, Callable[[], T]], given: str | T, ba
     if not isinstance(found, base):
         raise TypeError(f"{kind} must be a name or an object of a subclass of {base.__name__}, got {found!r}.")
     return found
+
+
+def listed(numbers: Iterable[int]) -> str:
+    """Ranks or counts, for a message."""
+    return ", ".join(map(str, numbers))

@@ -141,7 +141,7 @@ class Agent:
     def mix(self, models: Mapping[int, Tensor]) -> None:
         """Replace `params` by the average of the own model and the received `models`.
 
-        The old buffer is left as it is until the next call, since neighbors may still read it.
+        The old buffer serves the next call: to allocate one costs more than to mix.
         """
         if self._mixed is self.params:  # an algorithm has gone back to a model of before
             self._mixed = torch.empty_like(self.params)

@@ -19,6 +19,7 @@ from torch import Tensor
 from cga_lightning.copy_on_write import lazily_copied
 from cga_lightning.core.algorithm import Exchange, Messages, Step
 from cga_lightning.core.patience import Patience
+from cga_lightning.names import listed
 
 PATIENCE = 30.0
 """Seconds of waiting after which an agent says for whom."""
@@ -81,11 +82,14 @@ class Communicator(ABC):
             self._place, self._name = next(self._names)
             exchanges = [Exchange.of(exchange or {}) for exchange in yielded]
             self.traffic[self._name] += sum(t.nbytes for exchange in exchanges for t in exchange.outbox.values())
-            self._send([exchange._replace(outbox=_as_they_are(exchange.outbox)) for exchange in exchanges])
+            self._send(exchanges)
 
     @abstractmethod
     def _send(self, exchanges: list[Exchange]) -> None:
-        """Start one exchange, named `_name`: what each agent of this process sends, and from whom it hears."""
+        """Start one exchange, named `_name`: what each agent of this process sends, and from whom it hears.
+
+        It goes off as it is now, whatever its sender does with the tensors next.
+        """
 
     @abstractmethod
     def _receive(self) -> list[Messages]:
@@ -134,7 +138,8 @@ class ProcessGroupCommunicator(Communicator):
         ((outbox, senders, like),) = exchanges
         self._inbox = {} if like is None else {rank: self._buffer((self._place, rank), like) for rank in senders}
         operations = [dist.P2POp(dist.irecv, buffer, rank) for rank, buffer in self._inbox.items()]
-        operations += [dist.P2POp(dist.isend, message, rank) for rank, message in outbox.items()]
+        copies = {id(message): lazily_copied(message) for message in outbox.values()}  # one tensor stays one
+        operations += [dist.P2POp(dist.isend, copies[id(message)], rank) for rank, message in outbox.items()]
         self._peers = [*self._inbox, *outbox]
         try:
             self._works = dist.batch_isend_irecv(operations) if operations else []
@@ -168,13 +173,14 @@ class ProcessGroupCommunicator(Communicator):
         leave_group()
 
     def _warn(self) -> None:
+        who = listed(sorted(set(self._awaited)))
         _log.warning(
             f"Agent {self.rank} has waited {PATIENCE:g} s to exchange {self._name!r} with its neighbor "
-            f"{_listed(self._awaited)} at step {self._number}; it gives up after {self.timeout.total_seconds():g} s."
+            f"{who} at step {self._number}; it gives up after {self.timeout.total_seconds():g} s."
         )
 
     def _failure(self, peers: list[int], error: RuntimeError) -> CommunicationError:
-        who = _listed(peers)
+        who = listed(sorted(set(peers)))
         what = f"exchange {self._name!r} with its neighbor {who} at step {self._number}"
         return communication_error(self.rank, what, f"agent {who}", self.timeout, error)
 
@@ -200,16 +206,6 @@ def communication_error(rank: int, what: str, who: str, timeout: timedelta, erro
     )
     _log.error(message)
     return CommunicationError(message)
-
-
-def _as_they_are(outbox: Messages) -> Messages:
-    """The messages as they are now, whatever their sender does with the tensors next; one tensor stays one."""
-    copies = {id(message): lazily_copied(message) for message in outbox.values()}
-    return {rank: copies[id(message)] for rank, message in outbox.items()}
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    return ", ".join(map(str, sorted(set(ranks))))
 
 
 def _resume(step: Step, inbox: Messages | None) -> Messages | Exchange | None:

@@ -153,8 +153,8 @@ class AgentStrategy(Strategy):
         self._cross.forbid_steps_in_passes()
         return super().optimizer_step(optimizer, closure, model, **kwargs)
 
-    def _check_same_model(self, why: str = "which is new or has changed here") -> None:
-        check_same_model(self.module, self._settings(), self._peers, why)
+    def _check_same_model(self, *why: str) -> None:
+        check_same_model(self.module, self._settings(), self._peers, *why)
 
     def _settings(self) -> list[str]:
         """What all agents must agree on, for the reader of an error."""

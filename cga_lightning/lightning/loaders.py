@@ -10,7 +10,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from cga_lightning.lightning.peers import Peers
-from cga_lightning.lightning.rounds import CommonEpoch, Report, Source, Uneven, listed, sized_length
+from cga_lightning.lightning.rounds import CommonEpoch, Report, Source, Uneven, sized_length
+from cga_lightning.names import listed
 
 __all__ = ["AgreedLoader", "LoadersOfPeers", "LoadersOfSimulation", "Uneven", "agreed_length", "keeps_its_length"]
 

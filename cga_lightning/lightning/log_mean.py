@@ -15,7 +15,8 @@ _OPTIONS = (
     *("prog_bar", "logger", "on_step", "on_epoch", "reduce_fx", "enable_graph", "sync_dist"),
     *("sync_dist_group", "add_dataloader_idx", "batch_size", "metric_attribute", "rank_zero_only"),
 )
-_COMBINE: dict[str, Callable[[Tensor], Tensor]] = {"max": torch.max, "min": torch.min, "sum": torch.sum}
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"max": torch.max, "min": torch.min, "sum": torch.sum}
+"""What `reduce_fx` may ask for over batches or agents, but for the mean."""
 
 
 class LogMean:
@@ -84,7 +85,7 @@ def mean_output(outputs: list[Any]) -> Any:
 def _combined(values: list[Tensor], sizes: list[int], reduce_fx: Any) -> Tensor:
     name = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "mean")
     stacked = torch.stack([value if value.is_floating_point() else value.float() for value in values])
-    if name in _COMBINE:
-        return _COMBINE[name](stacked)
+    if name in REDUCTIONS:
+        return REDUCTIONS[name](stacked)
     weights = torch.tensor(sizes, dtype=torch.float64, device=stacked.device)
     return (weights @ stacked.double() / weights.sum()).to(stacked.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from cga_lightning.lightning import internals
 from cga_lightning.lightning.agreement import monitors
+from cga_lightning.lightning.log_mean import REDUCTIONS
 from cga_lightning.lightning.peers import Peers
+from cga_lightning.names import listed
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -86,10 +88,7 @@ def combined(logged: Sequence[Logged], reduction: str) -> Tensor:
     totals = torch.tensor([one.total for one in logged], dtype=torch.float64)
     if reduction == "mean":
         return totals.sum() / sum(one.weight for one in logged)
-    return _REDUCTIONS[reduction](totals)
-
-
-_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "max": torch.max, "min": torch.min}
+    return REDUCTIONS[reduction](totals)
 
 
 def refuse_lone(everyone: Sequence[Mapping[str, Logged]]) -> None:
@@ -106,7 +105,7 @@ def refuse_lone(everyone: Sequence[Mapping[str, Logged]]) -> None:
             lacking = [rank for rank in range(len(everyone)) if rank not in having]
             place, _, name = key.partition(".")
             raise ValueError(
-                f"{name!r} was logged in {place} by agent {_listed(having)}, but not by agent {_listed(lacking)}, and "
+                f"{name!r} was logged in {place} by agent {listed(having)}, but not by agent {listed(lacking)}, and "
                 f"{reason}. Log it on every agent; or, if only one is meant, with rank_zero_only=True."
             )
 
@@ -119,7 +118,3 @@ def _logged(value: internals.LoggedValue, acting: Mapping[str, str]) -> Logged:
         return Logged(0.0, 0, "a torchmetrics object gathers its states from all")
     total, weight = value.total
     return Logged(float(total), weight, needed_by[0] if needed_by else None)
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    return ", ".join(map(str, ranks))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
+from cga_lightning.names import listed
+
 Uneven = Literal["cycle", "min", "error"]
 
 
@@ -193,8 +195,3 @@ class CommonEpoch:
                 "to cut the longer ones."
             )
         return bool(ended)
-
-
-def listed(ranks: Sequence[int]) -> str:
-    """Their numbers, for a message."""
-    return ", ".join(map(str, ranks))

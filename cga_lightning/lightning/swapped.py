@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cga_lightning.passes.module_state import ModuleState, State, overwrite
+from cga_lightning.passes.module_state import Key, ModuleState, State, overwrite
 
-Key = tuple[int, str]
-"""Of a tensor in its module, see `ModuleState.keys`; only that of a buffer has a name."""
 Tensors = dict[Key, Tensor]
 
 

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from cga_lightning.lightning.peers import Peers
+from cga_lightning.names import listed
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -65,15 +66,11 @@ class Transitions:
 
     def _difference(self, nexts: list[Next], stopping: list[int]) -> str:
         ranks = {one: [rank for rank, n in enumerate(nexts) if n is one] for one in nexts}
-        found = [f"{_WHAT[one]} on agent {_listed(ranks[one])}" for one in ranks]
+        found = [f"{_WHAT[one]} on agent {listed(ranks[one])}" for one in ranks]
         where = f"After step {self._step()} comes {', but '.join(found)}"
         if 0 < len(stopping) < len(nexts):
             return (
-                f"{where}: trainer.should_stop was set on agent {_listed(stopping)} alone. Agents stop together: let "
+                f"{where}: trainer.should_stop was set on agent {listed(stopping)} alone. Agents stop together: let "
                 "EarlyStopping decide, or trainer.strategy.reduce_boolean_decision(...), called on every agent."
             )
         return f"{where}. Give all agents the same Trainer settings, and the same hooks and callbacks."
-
-
-def _listed(ranks: list[int]) -> str:
-    return ", ".join(map(str, ranks))

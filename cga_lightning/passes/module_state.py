@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 State = list[Tensor]
 """The data of every parameter and buffer of a module, by reference, in a fixed order."""
+Key = tuple[int, str]
+"""Of a tensor in its module, as long as that lives; only that of a buffer has a name."""
 
 
 class ModuleState:
@@ -22,7 +24,7 @@ class ModuleState:
         ]
 
     @property
-    def keys(self) -> list[tuple[int, str]]:
+    def keys(self) -> list[Key]:
         """What identifies every tensor as long as its module lives, in the order of a state."""
         return [(id(p), "") for p in self.parameters] + [(id(m), name) for m, name in self._buffers]
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cga_lightning.copy_on_write import address, shares_memory
+from cga_lightning.copy_on_write import address, lazily_copied, shares_memory
 
 _FRAMEWORKS = frozenset({"cga_lightning", "lightning", "lightning_fabric", "numpy", "pytorch_lightning", "torch"})
 _OPEN = frozenset({"abc", "builtins", "collections", "typing"})
@@ -122,7 +122,7 @@ class Snapshot:
             if container:
                 container.clear()
         for mapping, saved in self._dicts:
-            if not _same(mapping.values(), saved.values()) or not _same(mapping, saved):
+            if not _same_items(mapping, saved):
                 kind: Any = OrderedDict if isinstance(mapping, OrderedDict) else dict
                 kind.clear(mapping)
                 kind.update(mapping, saved)
@@ -152,7 +152,7 @@ class Snapshot:
         """Whether containers, tensors and arrays have the contents that they had."""
         return (
             not any(self._empty)
-            and all(_same(now.values(), saved.values()) and _same(now, saved) for now, saved in self._dicts)
+            and all(_same_items(now, saved) for now, saved in self._dicts)
             and all(_same(now, saved) for now, saved in self._sequences)
             and all(now == saved for now, saved in self._sets)
             and all(
@@ -179,7 +179,7 @@ class Snapshot:
         if self._left is None:
             return items
         if id(container) not in self._left:
-            inside = Snapshot(leave=())
+            inside = Snapshot()
             inside._seen, inside._left = self._seen, self._left
             inside._look_through(items)
             self.modules += inside.modules
@@ -205,23 +205,16 @@ class Snapshot:
 
     def _look_at_tensor(self, value: Tensor) -> Iterable[Any]:
         memory = value.data
-        try:
+        if memory.layout is not torch.strided or memory.is_nested:
+            self._others.append((lambda values: setattr(value, "data", values.clone()), memory.clone()))
+        else:
             if 0 in memory.stride():  # expanded: what can be written is one element of each such dimension
                 memory = value = memory[tuple(slice(None) if stride else 0 for stride in memory.stride())]
-            self._tensors.append((value, memory, torch._lazy_clone(memory)))
-        except RuntimeError:  # of a kind that has no storage, or in memory of somebody else, such as numpy
-            self._look_at_other_tensor(value, memory)
+            self._tensors.append((value, memory, lazily_copied(memory)))
         if value.requires_grad and value.is_leaf:
             self._grads.append((value, value.grad))
             return (value.grad,)
         return ()
-
-    def _look_at_other_tensor(self, value: Tensor, memory: Tensor) -> None:
-        saved = memory.clone()
-        if memory.layout is torch.strided and not memory.is_nested:
-            self._tensors.append((value, memory, saved))
-        else:
-            self._others.append((lambda values: setattr(value, "data", values.clone()), saved))
 
     def _look_at_array(self, value: np.ndarray[Any, Any]) -> Iterable[Any]:
         if value.flags.writeable:
@@ -249,6 +242,10 @@ class Snapshot:
 def _same(first: Any, second: Any) -> bool:
     """Whether both hold the same objects in the same order."""
     return len(first) == len(second) and all(map(operator.is_, first, second))
+
+
+def _same_items(first: dict[Any, Any], second: dict[Any, Any]) -> bool:
+    return _same(first.values(), second.values()) and _same(first, second)
 
 
 _Look = Callable[[Snapshot, Any], Iterable[Any]]

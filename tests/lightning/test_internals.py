@@ -421,7 +421,6 @@ def test_every_entry_has_a_test() -> None:
 
 ALLOWED = {
     "_asdict": "collections.namedtuple: public in spite of its name",
-    "_replace": "collections.namedtuple: public in spite of its name",
     "_exit": "os",
     "_buffers": "torch.nn.Module: buffers are replaced without a copy",
     "_foreach_copy_": "torch: copies all parameters at once",
