@@ -79,7 +79,8 @@ class AgentStrategy(Strategy):
         self._loaders = loaders
         self._cross = CrossGradients(self, self._plain_training_step)
         self._training = Training(self, self._cross, self._check_same_model)
-        self._consensus = Consensus(peers, self._training.states, partial(self._check_same_model, "to average it"))
+        check = partial(self._check_same_model, "to average it")
+        self._consensus = Consensus(peers, self._training.states, self._training.overwrite, check)
         self._transitions = Transitions(peers, self._steps_made)
         self._phases = Phases(self, self._consensus, self._transitions)
         self._files = AgentFiles(self, peers)

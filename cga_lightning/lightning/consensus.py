@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cga_lightning.lightning.peers import Peers
 from cga_lightning.lightning.swapped import Swapped
-from cga_lightning.passes.module_state import ModuleState, State, mean_state, squared_distance
+from cga_lightning.passes.module_state import Key, ModuleState, State, mean_state, squared_distance
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
@@ -23,12 +23,20 @@ class Consensus:
     Args:
         peers: the processes of the run.
         states: the tensors of the agents of this process, while the module holds those of an agent.
+        overwrite: copies values into these tensors of every agent of this process.
         check: raises unless all agents have tensors of the same shapes. A collective.
     """
 
-    def __init__(self, peers: Peers, states: Callable[[], Sequence[State]], check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        peers: Peers,
+        states: Callable[[], Sequence[State]],
+        overwrite: Callable[[Mapping[Key, Tensor]], None],
+        check: Callable[[], None],
+    ) -> None:
         self._peers = peers
         self._states = states
+        self._overwrite = overwrite
         self._check = check
         self._swapped: list[Swapped] = []
 
@@ -55,7 +63,7 @@ class Consensus:
     def enter(self, module: LightningModule) -> None:
         """From now on the module holds the consensus, until `leave`. A collective, unless it does so already."""
         if not self._swapped:
-            self._swapped = [Swapped(module, self.mean(), self._states())]
+            self._swapped = [Swapped(module, self.mean(), self._overwrite)]
 
     def follow(self, module: LightningModule) -> None:
         """Where callbacks have put other weights in its place, such as moving averages, the mean of these.
@@ -66,7 +74,7 @@ class Consensus:
             replaced = self._swapped[0].replaced()
             if any(self._peers.gather(replaced, "agreement on the model that is validated")):
                 states = [ModuleState(module).capture()]
-                self._swapped.append(Swapped(module, mean_state(states, self._peers.mean), states))
+                self._swapped.append(Swapped(module, mean_state(states, self._peers.mean)))
 
     def unfollow(self) -> None:
         """Before the callbacks that have put other weights in place take them back."""

@@ -91,6 +91,11 @@ class CrossGradients:
         accumulated = self._strategy.module.trainer.accumulate_grad_batches
         return loss if accumulated == 1 else loss / accumulated
 
+    def output(self, output: Any) -> dict[str, Any]:
+        """What hooks see of it, as Lightning's loop hands it to them."""
+        extra = output if isinstance(output, dict) else {}
+        return {"loss": self.loss(output).detach().clone(), **{k: v for k, v in extra.items() if k != "loss"}}
+
     def forbid_in_passes(self, collective: str) -> None:
         """Raise if a training step is running, whoever's model it is for."""
         if self._in_own_pass or self._in_cross_pass:

@@ -25,7 +25,7 @@ from cga_lightning.lightning.peers import ProcessGroup, from_agent_0
 from cga_lightning.lightning.refusals import refuse_interactive, refuse_sharded, refuse_uninitialized
 from cga_lightning.passes.module_state import ModuleState, overwrite
 from cga_lightning.passes.parameters import StepOnce
-from cga_lightning.passes.random_state import RandomState, seed_all
+from cga_lightning.passes.random_state import RandomState, RandomStreams, seed_all
 from cga_lightning.topology import Topology
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         if trainer.state.fn == "fit":
             seed_all(torch.initial_seed() + self.global_rank)  # else all agents draw the same shuffles and masks
             self.setup_optimizers(trainer)
-            self._training.start(ProcessGroupCommunicator(self.global_rank, self.timeout), [RandomState.capture()])
+            streams = RandomStreams([RandomState.capture()])
+            self._training.start(ProcessGroupCommunicator(self.global_rank, self.timeout), streams)
         self.setup_precision_plugin()
 
     # --- one step
@@ -160,7 +161,7 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """The own pass, on the own model; while it runs the first messages travel."""
         (resident,) = residents = self._training.begin_micro_batch()
-        resident.micro_batches.append(*args, start=residents.swap_in(resident))
+        residents.begin_pass(resident, *args)
         return self._cross.own_pass(*args, **kwargs)
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HOOKS",
+    "attributes_of_lightning",
     "MultiProcessingLauncher",
     "await_requeue",
     "interrupt",
@@ -26,6 +27,7 @@ __all__ = [
     "before_batches",
     "before_means",
     "is_accumulating",
+    "is_overridden",
     "layer_sync",
     "means_as_usual",
     "leave_samplers",
@@ -200,6 +202,21 @@ class LoggedValue:
     def compute(self) -> None:
         """Reduce a torchmetrics object. A collective where there are several processes."""
         self._metric.compute()
+
+
+def _base_of(module: LightningModule) -> type[LightningModule]:
+    return next(kind for kind in type(module).__mro__ if kind.__name__ == "LightningModule")
+
+
+def attributes_of_lightning(module: LightningModule) -> frozenset[str]:
+    """Names of attributes of the module that are Lightning's business, and say nothing of what has been trained."""
+    base = _base_of(module)
+    return frozenset({*vars(base()), *dir(base)}) - {"_parameters", "_buffers", "_modules", "training"}
+
+
+def is_overridden(module: LightningModule, hook: str) -> bool:
+    """Whether the user has written this hook, in a class or for this object alone."""
+    return hook in vars(module) or getattr(type(module), hook) is not getattr(_base_of(module), hook)
 
 
 def transfer_one_by_one(module: LightningModule) -> None:

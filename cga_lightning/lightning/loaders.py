@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch.utils._pytree import tree_leaves
@@ -174,10 +175,14 @@ class LoadersOfSimulation:
 
     Args:
         uneven: see `agreed_length`.
+        drawing: the context in which batches of loader i of all n are drawn, where every agent has the same number.
     """
 
-    def __init__(self, uneven: Uneven) -> None:
+    def __init__(
+        self, uneven: Uneven, drawing: Callable[[int, int], AbstractContextManager[None]] = lambda *_: nullcontext()
+    ) -> None:
         self._uneven = uneven
+        self._drawing = drawing
         self._sources: list[Source] = []
         self._epoch: CommonEpoch | None = None
 
@@ -186,8 +191,9 @@ class LoadersOfSimulation:
         if self._epoch is not None:
             self._sources, self._epoch = [], None
         self._settled = settled
-        self._sources.append(Source(loader))
-        return AgreedLoader(self._sources[-1], self._agreed)
+        sources, place = self._sources, len(self._sources)
+        sources.append(Source(loader, lambda: self._drawing(place, len(sources))))
+        return AgreedLoader(sources[place], self._agreed)
 
     def check(self, loader: Any, stage: str) -> None:
         """All agents evaluate with the same loader."""

@@ -1,8 +1,11 @@
-"""One logged value for all simulated agents, where each of them logs under the same name."""
+"""One logged value for all simulated agents, where each of them logs under the same name.
+
+A metric of torchmetrics accumulates over agents by itself; its value of the step is the mean over them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +18,7 @@ _OPTIONS = (
     *("prog_bar", "logger", "on_step", "on_epoch", "reduce_fx", "enable_graph", "sync_dist"),
     *("sync_dist_group", "add_dataloader_idx", "batch_size", "metric_attribute", "rank_zero_only"),
 )
+_STEP_VALUE = "_forward_cache"  # what torchmetrics has computed from the last batch alone
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"max": torch.max, "min": torch.min, "sum": torch.sum}
 """What `reduce_fx` may ask for over batches or agents, but for the mean."""
 
@@ -27,7 +31,8 @@ class LogMean:
 
     def __init__(self, log: Any) -> None:
         self._log = log
-        self._calls: dict[str, tuple[list[Tensor], list[int], dict[str, Any]]] = {}
+        self._calls: dict[str, tuple[list[Any], list[int], dict[str, Any]]] = {}
+        self._metrics: dict[str, Any] = {}
         self._batch_size = 1
 
     def next_batch(self, batch: Any) -> None:
@@ -38,21 +43,22 @@ class LogMean:
     def log(self, name: str, value: Any, *arguments: Any, **options: Any) -> None:
         """Takes the place of LightningModule.log."""
         options = options_of(*arguments, **options)
-        if not isinstance(value, Tensor | int | float):  # a metric object accumulates over agents by itself
-            self._log(name, value, **options)
-            return
+        if not isinstance(value, Tensor | int | float):
+            self._metrics[name], value = value, getattr(value, _STEP_VALUE, None)
+            value = value if isinstance(value, Tensor) else None
         values, sizes, _ = self._calls.setdefault(name, ([], [], options))
-        values.append(torch.as_tensor(value).detach())
+        values.append(None if value is None else torch.as_tensor(value).detach())
         sizes.append(options.get("batch_size") or self._batch_size)
 
     def flush(self) -> None:
         """Log every name once."""
         for name, (values, sizes, options) in self._calls.items():
-            self._log(
-                name,
-                _combined(values, sizes, options.get("reduce_fx")),
-                **options | {"batch_size": sum(sizes)},
-            )
+            known = [(value, size) for value, size in zip(values, sizes, strict=True) if value is not None]
+            mean = _combined(known, options.get("reduce_fx")) if known else None
+            metric = self._metrics.get(name)
+            if metric is not None and mean is not None:
+                object.__setattr__(metric, _STEP_VALUE, mean)
+            self._log(name, mean if metric is None else metric, **options | {"batch_size": sum(sizes)})
 
 
 def options_of(*arguments: Any, **options: Any) -> dict[str, Any]:
@@ -82,10 +88,10 @@ def mean_output(outputs: list[Any]) -> Any:
     }
 
 
-def _combined(values: list[Tensor], sizes: list[int], reduce_fx: Any) -> Tensor:
+def _combined(known: Sequence[tuple[Tensor, int]], reduce_fx: Any) -> Tensor:
     name = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "mean")
-    stacked = torch.stack([value if value.is_floating_point() else value.float() for value in values])
+    stacked = torch.stack([value if value.is_floating_point() else value.float() for value, _ in known])
     if name in REDUCTIONS:
         return REDUCTIONS[name](stacked)
-    weights = torch.tensor(sizes, dtype=torch.float64, device=stacked.device)
+    weights = torch.tensor([size for _, size in known], dtype=torch.float64, device=stacked.device)
     return (weights @ stacked.double() / weights.sum()).to(stacked.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -42,12 +43,17 @@ class Source:
 
     Args:
         loader: serves as many batches as its length says each time it is started, or any number if it has none.
+        drawing: inside this context a batch is drawn.
     """
 
-    def __init__(self, loader: Iterable[Any]) -> None:
+    def __init__(
+        self, loader: Iterable[Any], drawing: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
         self.loader: Any = loader
+        self._drawing = drawing
         self.length = sized_length(loader)
         self._resumes = False
+        self._iterator: Iterator[Any] | None = None
         self._saved: tuple[Any, int] = None, 0
         self.reset()
 
@@ -64,7 +70,13 @@ class Source:
         (state, served), self._saved = self._saved, (None, 0)
         if state is not None and (served or not length or length % (self.length or 1) == 0):
             self.load_state_dict(state)
+        with self._drawing():
+            self._start()  # now, as a plain loader does: it may draw random numbers
         return served
+
+    def _start(self) -> Iterator[Any]:
+        self._iterator, self._served = iter(self.loader), 0
+        return self._iterator
 
     def load_state_dict(self, state: Any) -> None:
         """For a loader that can: when it is started next, it serves the rest of an epoch only."""
@@ -73,7 +85,7 @@ class Source:
 
     def reset(self) -> None:
         """Between epochs; workers of the loader end."""
-        self._iterator: Iterator[Any] | None = None
+        self._iterator = None
         self._batch = _NOTHING
         self._served = 0
         self._ended = False
@@ -87,9 +99,9 @@ class Source:
         """Have the batch of this round ready, unless the loader ends here; it starts again the next time."""
         if self.ready:
             return Report(True, self._ended)
-        if self._iterator is None:
-            self._iterator, self._served = iter(self.loader), 0
-        batch = _NOTHING if self._served == self.length else next(self._iterator, _NOTHING)
+        with self._drawing():
+            iterator = self._start() if self._iterator is None else self._iterator
+            batch = _NOTHING if self._served == self.length else next(iterator, _NOTHING)
         if batch is _NOTHING:
             wrong, self._resumes = None if self._resumes else self._wrong(), False
             self._iterator, self._ended = None, True
@@ -133,6 +145,7 @@ class CommonEpoch:
         self._gather = gather
         self._started: set[int] = set()
         self._rounds = 0
+        self._epochs = 0
         self._over = True
 
     def batches(self, source: Source) -> Iterator[Any]:
@@ -141,14 +154,17 @@ class CommonEpoch:
         if len(self._started) == len(self._sources):
             self._started.clear()
             self._rounds, self._over = max(each.begin(self.length) for each in self._sources), False
+            self._epochs += 1
         return self._served_to(source)
 
     def _served_to(self, source: Source) -> Iterator[Any]:
+        epoch = self._epochs
         try:
             while self._has_batch_for(source):
                 yield source.take()
         finally:
-            source.reset()
+            if epoch == self._epochs:  # else the next one has begun before this generator was given up
+                source.reset()
 
     def _has_batch_for(self, source: Source) -> bool:
         if not (source.ready or self._over):

@@ -15,12 +15,13 @@ from cga_lightning.core.communication import LocalCommunicator
 from cga_lightning.lightning import internals
 from cga_lightning.lightning.agent_files import Resume
 from cga_lightning.lightning.agent_strategy import AgentStrategy, EvalModel
+from cga_lightning.lightning.hooks import HooksInTurn
 from cga_lightning.lightning.loaders import AgreedLoader, LoadersOfSimulation, Uneven
 from cga_lightning.lightning.log_mean import log_mean, mean_output
 from cga_lightning.lightning.peers import OneProcess
 from cga_lightning.lightning.refusals import refuse_averages, refuse_uninitialized
 from cga_lightning.passes.parameters import StepOnce
-from cga_lightning.passes.random_state import streams_of
+from cga_lightning.passes.random_state import RandomStreams, seed_all
 from cga_lightning.passes.residents import Resident
 from cga_lightning.topology import Topology
 
@@ -34,10 +35,11 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
     """All agents of a run in one process and on one device, step by step together.
 
     Needs one train loader per agent, `fit(train_dataloaders=[...])` with a list of N, or a `PartitionedDataModule`. A
-    training batch is then the list of the agents' batches. Each agent has its own parameters, buffers, optimizer state
-    and random streams; other attributes of the module are shared. Hooks of the backward pass and of the optimizer run
-    once per agent, hooks of the batch once; between steps the module holds the weights of agent 0. What the agents log
-    under one name is logged once, as their mean.
+    training batch is then the list of the agents' batches. Each agent has its own parameters, buffers, attributes of
+    the module, optimizer state and random streams; metrics of torchmetrics are shared. The module's hooks of the
+    backward pass, the optimizer, training batches and epochs run once per agent, each with its own batch and outputs.
+    Other hooks and those of callbacks run once, with agent 0 in the module: what they change there changes for all
+    agents that had the same. What the agents log under one name is logged once, as their mean.
 
     Args:
         agents: the number N of agents.
@@ -75,7 +77,7 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
             eval_model=eval_model,
             resume=resume,
             peers=OneProcess(),
-            loaders=LoadersOfSimulation(uneven),
+            loaders=LoadersOfSimulation(uneven, lambda i, n: self._training.streams.drawing(i * self._agents // n)),
             accelerator=accelerator,
             checkpoint_io=checkpoint_io,
             precision_plugin=precision_plugin,
@@ -84,6 +86,8 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
             raise TypeError(f"agents must be the number of agents, an int, got {agents!r}.")
         self._bind(agents)
         self._agents = agents
+        self._hooks = HooksInTurn(self, self._training.present, lambda: self._outputs)
+        self._outputs: list[dict[str, Any]] = []
         self._batches_come = False  # before, what is transferred is one batch, such as the module's example input
         self.parallel_devices: list[torch.device] | None = None  # set by the Trainer
 
@@ -116,12 +120,11 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
     def setup(self, trainer: Trainer) -> None:
         """Seed every agent; they are made at the first step, when a checkpoint has been loaded."""
         refuse_uninitialized(self.module)
-        super().setup(trainer)
         if trainer.state.fn == "fit":
             refuse_averages(trainer)
-            streams = streams_of(self.local_agents)
-            streams[0].restore()  # the first agent is in the module from now on
-            self._training.start(LocalCommunicator(), streams)
+            self._training.start(LocalCommunicator(), RandomStreams.seeded(self.local_agents))
+            self._hooks.install()
+        super().setup(trainer)
 
     def on_train_start(self) -> None:
         """Check that there is a loader for every agent."""
@@ -135,6 +138,7 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
                 f"SimulatedStrategy(agents={self.agents}) needs a list of {self.agents} train loaders, one per agent, "
                 f"got {found}. Pass fit(train_dataloaders=[...]) or a PartitionedDataModule."
             )
+        self._training.present()
         self._batches_come = True
         internals.transfer_one_by_one(self.module)
 
@@ -151,20 +155,21 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
         """Forward and backward of every agent on its own batch."""
         residents = self._training.begin_micro_batch()
         with log_mean(self.module) as logs:
-            outputs = []
+            outputs, self._outputs = [], []
             for resident, batch in zip(residents, batches, strict=True):
                 logs.next_batch(batch)
                 outputs.append(self._own_pass(resident, batch, *args))
-        residents.swap_in(residents.first)
+        residents.stay()
         return mean_output(outputs)
 
     def _own_pass(self, resident: Resident, *micro_batch: Any) -> Any:
         residents = self._training.residents
-        resident.micro_batches.append(*micro_batch, start=residents.swap_in(resident))
+        residents.begin_pass(resident, *micro_batch)
         residents.give_gradients(resident)
         output = self._cross.own_pass(*micro_batch)
         super().backward(self._cross.loss(output), self.optimizers[0])
         residents.keep_gradients(resident)
+        self._outputs.append(self._cross.output(output))
         return output
 
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -184,6 +189,7 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
                 super().optimizer_step(optimizer, once, model, **kwargs)
                 once.check()
         self._training.end_step()
+        residents.stay()
         return result
 
     # --- evaluation
@@ -194,12 +200,10 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
             return super().validation_step(*args, **kwargs)
         with log_mean(self.module) as logs:
             logs.next_batch(args)
-            residents, outputs = self._training.residents, []
-            for resident in residents:
-                residents.swap_in(resident)
-                outputs.append(super().validation_step(*args, **kwargs))
-            residents.swap_in(residents.first)
-            return outputs
+            return [
+                super(SimulatedStrategy, self).validation_step(*args, **kwargs)
+                for _ in self._training.residents.in_turn()
+            ]
 
     # --- end
 
@@ -215,4 +219,7 @@ class SimulatedStrategy(AgentStrategy, SingleDeviceStrategy):
             self._training.end_agents()
         internals.transferring_as_usual(self.module)
         self._batches_come = False
+        self._hooks.remove()
+        if self._fitting:
+            seed_all(int(torch.randint(2**31, ())))  # a later fit has other streams, as in a program of its own
         super().teardown()

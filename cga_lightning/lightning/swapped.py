@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,14 @@ class Swapped:
     Args:
         module: whose tensors are swapped.
         values: what it holds meanwhile.
-        agents: the tensors of the agents that take over what is written into buffers; of the first one, or of the only
-            one, the module holds them now.
+        take_over: called at the end with the buffers that were written meanwhile; by default the module's own tensors
+            take them over.
     """
 
-    def __init__(self, module: nn.Module, values: State, agents: Sequence[State]) -> None:
+    def __init__(self, module: nn.Module, values: State, take_over: Callable[[Tensors], None] | None = None) -> None:
         keys = ModuleState(module).keys
         self._module = module
-        self._agents = [dict(zip(keys, state, strict=True)) for state in agents]
+        self._take_over = self._write if take_over is None else take_over
         self._own = _tensors(module)
         self._inside = _tied_alike(dict(zip(keys, values, strict=True)), self._own)
         self._values: Tensors = {key: value.clone() for key, value in self._inside.items()}
@@ -51,18 +51,23 @@ class Swapped:
         _put(self._module, self._inside)
 
     def leave(self) -> None:
-        """Put aside, and let all agents take over the buffers that were written.
+        """Put aside, and hand on the buffers that were written.
 
         Raises:
             ValueError: when a buffer has another shape or dtype than before.
         """
         self.put_aside()
+        written: Tensors = {}
         for key, before in self._values.items():
             now = self._inside.get(key)
             if key[1] and now is not None and not _same(now, before):
                 self._check(key[1], before, now)
-                for agent in self._agents:
-                    overwrite([agent[key]], [now])
+                written[key] = now
+        if written:
+            self._take_over(written)
+
+    def _write(self, values: Tensors) -> None:
+        overwrite([self._own[key] for key in values], list(values.values()))
 
     @staticmethod
     def _check(name: str, before: Tensor, now: Tensor) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from cga_lightning.core.communication import Communicator
 from cga_lightning.core.driver import StepDriver
+from cga_lightning.lightning import internals
 from cga_lightning.lightning.cross_gradients import CrossGradients
 from cga_lightning.lightning.refusals import refuse_late_closure
-from cga_lightning.passes.module_state import ModuleState, State
-from cga_lightning.passes.random_state import RandomState
+from cga_lightning.passes.module_state import Key, ModuleState, State, overwrite
+from cga_lightning.passes.random_state import RandomStreams
 from cga_lightning.passes.residents import Residents
 
 if TYPE_CHECKING:
@@ -36,22 +37,22 @@ class Training:
         self._strategy = strategy
         self._cross_gradients = cross_gradients
         self._before_making = before_making
-        self._random_states: Sequence[RandomState] = ()
+        self.streams = RandomStreams([])
         self._residents: Residents | None = None
         self._driver: StepDriver | None = None
 
     # --- a fit
 
-    def start(self, communicator: Communicator, random_states: Sequence[RandomState]) -> None:
+    def start(self, communicator: Communicator, streams: RandomStreams) -> None:
         """A fit begins. Its agents come later, when a checkpoint has been loaded; those of an earlier one are over.
 
         Args:
             communicator: carries their messages.
-            random_states: where their random streams start; one per agent of this process.
+            streams: the random ones of the agents of this process.
         """
         self._cross_gradients.start()
         self._driver = StepDriver(self._strategy.algorithm, [], communicator)
-        self._random_states = random_states
+        self.streams = streams
         self._residents = None
 
     def end_agents(self) -> None:
@@ -59,9 +60,8 @@ class Training:
         if self._residents is None:
             return
         if self.agents_differ:
-            self._residents.swap_in(self._residents.first)
-            self._residents.restore(self._residents.states()[0])
-        self.start(self.driver.communicator, self._random_states)
+            self._residents.give_up()
+        self.start(self.driver.communicator, self.streams)
 
     def end_leftovers(self) -> None:
         """A loop starts: agents are over that have ended with the consensus, or in the middle of a step."""
@@ -108,8 +108,7 @@ class Training:
     @property
     def agents_alike(self) -> bool:
         """Whether the tensors of all agents of this process have the same shapes."""
-        states = () if self._residents is None else self._residents.states()
-        return len({tuple(tensor.shape for tensor in state) for state in states}) <= 1
+        return not self.agents_differ or self.residents.alike
 
     @property
     def step(self) -> int:
@@ -127,9 +126,20 @@ class Training:
             return [ModuleState(self._strategy.module).capture()]
         return self._residents.states()
 
+    def overwrite(self, values: Mapping[Key, Tensor]) -> None:
+        """Copy values into these tensors of every agent of this process."""
+        for _ in self.residents.in_turn():
+            module_state = ModuleState(self._strategy.module)
+            tensors = dict(zip(module_state.keys, module_state.capture(), strict=True))
+            overwrite([tensors[key] for key in values], list(values.values()))
+
     def diagnostics(self) -> list[Mapping[str, Tensor]]:
         """What is known of the last step of every agent of this process: scalars by name."""
         return [] if self._driver is None else [self._driver.diagnostics(agent) for agent in self._driver.agents]
+
+    def present(self) -> Residents:
+        """The agents, which are made if there are none yet."""
+        return self.make_agents() if self._residents is None else self._residents
 
     # --- a step
 
@@ -138,7 +148,8 @@ class Training:
         strategy, residents = self._strategy, self._residents
         if residents is None:
             what = (strategy.module, strategy.optimizers[0], strategy.precision_plugin)
-            residents = self._residents = Residents(*what, self._random_states, self._cross_gradients.backward)
+            keep = internals.attributes_of_lightning(strategy.module)
+            residents = self._residents = Residents(*what, self.streams, self._cross_gradients.backward, keep)
         if residents.outdated:
             self._before_making()
             residents.make_agents(strategy.topology, strategy.local_agents)
@@ -165,6 +176,7 @@ class Training:
         self.residents.collect()
         with self.residents.at_the_models_of_the_step():
             directions = self.driver.finish(self.residents.own_gradients())
+        self.residents.end_passes()
         self.residents.hand_out()
         self.residents.take_directions(directions)
 

@@ -37,16 +37,19 @@ class MicroBatches:
     """The micro-batches that one step accumulates; their gradient can be evaluated at other parameters.
 
     Args:
-        module: the user's, which runs.
         parameters: those that are trained.
+        snapshot: the contents of the user's module and of other objects, now.
+        large: which containers it leaves alone.
     """
 
-    def __init__(self, module: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
-        self._module = module
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], snapshot: Callable[..., Snapshot], large: LargeContainers
+    ) -> None:
         self._parameters = parameters
+        self._snapshot = snapshot
+        self._large = large
         self._micro_batches: list[MicroBatch] = []
         self._after: Snapshot | None = None
-        self._large = LargeContainers()
         self._buffers: list[tuple[Tensor, list[Tensor]]] = []
         self._used = 0
 
@@ -59,6 +62,10 @@ class MicroBatches:
         self._after = None
         self._used = 0
 
+    def learn(self) -> None:
+        """The own pass on the last micro-batch is over: see which large containers it has changed inside."""
+        self._large.learn(self._micro_batches[-1].before)
+
     def look_again(self) -> None:
         """Code of the user has run since the last gradient."""
         self._after = None
@@ -70,13 +77,8 @@ class MicroBatches:
             arguments: of the training step.
             start: the random state, if it is known.
         """
-        if not self._micro_batches:
-            self._large.begin_step()
         random_state = RandomState.capture() if start is None else start
         self._micro_batches.append(MicroBatch(arguments, random_state, self._snapshot(arguments)))
-
-    def _snapshot(self, *others: Any) -> Snapshot:
-        return Snapshot(self._module, *others, leave=self._parameters, large=self._large)
 
     def gradient(self, layout: FlatLayout, backward: Backward, at: Tensor, now: RandomState | None = None) -> Tensor:
         """The gradient `[d]` of their loss at the parameters `at` `[d]`, leaving no trace in the module.
@@ -93,8 +95,6 @@ class MicroBatches:
         views = layout.views(lazily_copied(at))
         if self._after is None:
             self._after = self._snapshot([micro_batch.arguments for micro_batch in self._micro_batches])
-            for micro_batch in self._micro_batches:
-                self._large.learn(micro_batch.before)
         with moved(self._parameters, views), torch.enable_grad():
             self._run(backward, self._after, RandomState.capture() if now is None else now)
             buffer, views = self._buffer(layout)
@@ -106,10 +106,10 @@ class MicroBatches:
         try:
             for arguments, start, before in self._micro_batches:
                 before.restore()
-                silence(before.modules)
                 start.restore(since)
                 since = start
-                backward(*arguments)
+                with silence(before.modules):
+                    backward(*arguments)
         finally:
             after.restore()
             now.restore(since)

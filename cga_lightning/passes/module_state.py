@@ -15,13 +15,20 @@ Key = tuple[int, str]
 
 
 class ModuleState:
-    """Reads and replaces the tensors of one module without copying them."""
+    """Reads and replaces the tensors of one module without copying them.
+
+    Attributes:
+        names: of the tensors, in the order of a state.
+    """
 
     def __init__(self, module: nn.Module) -> None:
+        self.names = [name for name, _ in module.named_parameters()]
         self.parameters = list(module.parameters())
-        self._buffers = [
-            (m, name) for m in module.modules() for name, buffer in m._buffers.items() if buffer is not None
-        ]
+        self._buffers: list[tuple[nn.Module, str]] = []
+        for prefix, m in module.named_modules():
+            own = [name for name, buffer in m._buffers.items() if buffer is not None]
+            self._buffers += [(m, name) for name in own]
+            self.names += [f"{prefix}.{name}" if prefix else name for name in own]
 
     @property
     def keys(self) -> list[Key]:

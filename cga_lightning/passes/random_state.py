@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,12 +94,45 @@ def seed_all(seed: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
-def streams_of(ranks: Sequence[int]) -> list[RandomState]:
-    """Where the random streams of the agents start: the seed now plus the rank, as with one process per agent."""
-    before, seed = RandomState.capture(), torch.initial_seed()
-    states = []
-    for rank in ranks:
-        seed_all(seed + rank)
-        states.append(RandomState.capture())
-    before.restore()
-    return states
+class RandomStreams:
+    """Those of several agents: of one at a time they are in the generators.
+
+    Args:
+        states: where they start; those of the first agent are in the generators already.
+    """
+
+    def __init__(self, states: Sequence[RandomState]) -> None:
+        self._states = list(states)
+        self._inside = 0
+        self._last: RandomState | None = None  # from which the generators come
+
+    @classmethod
+    def seeded(cls, ranks: Sequence[int]) -> RandomStreams:
+        """The seed now plus the rank, as with one process per agent; the generators get those of the first rank."""
+        seed, states = torch.initial_seed(), []
+        for rank in ranks:
+            seed_all(seed + rank)
+            states.append(RandomState.capture())
+        states[0].restore()
+        return cls(states)
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def give(self, agent: int) -> RandomState:
+        """Random numbers come from the streams of this agent from now on; returns where these are."""
+        last = self._last = self._states[self._inside] = RandomState.capture(since=self._last)
+        if agent != self._inside:
+            self._inside, self._last = agent, self._states[agent]
+            self._last.restore(last)
+        return self._last
+
+    @contextmanager
+    def drawing(self, agent: int) -> Iterator[None]:
+        """Inside the block, random numbers come from the streams of this agent."""
+        inside = self._inside
+        self.give(agent)
+        try:
+            yield
+        finally:
+            self.give(inside)

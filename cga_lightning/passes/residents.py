@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cga_lightning.copy_on_write import address, lazily_copied, shares_memory
+from cga_lightning.copy_on_write import lazily_copied, shares_memory
 from cga_lightning.core.agent import Agent
 from cga_lightning.core.driver import OwnGradient
 from cga_lightning.core.layout import FlatLayout
@@ -18,7 +18,7 @@ from cga_lightning.core.loss_scaling import unscale
 from cga_lightning.passes.micro_batches import Backward, MicroBatches
 from cga_lightning.passes.module_state import ModuleState, State
 from cga_lightning.passes.parameters import SparseGradients, same_objects, set_gradients, to_apply, trainable
-from cga_lightning.passes.random_state import RandomState
+from cga_lightning.passes.random_state import RandomStreams
 from cga_lightning.passes.shared_module import Belongings, SharedModule
 from cga_lightning.topology import Topology
 
@@ -28,8 +28,7 @@ class Resident(Belongings):
 
     Attributes:
         agent: what the algorithm sees.
-        flat: its parameters `[d]`.
-        views: its trainable parameters, in `flat`.
+        flat: its parameters `[d]`, in which `views` lie.
         model: its parameters as they were when the step began `[d]`; None between steps.
         flat_grad: memory for the own gradient `[d]`.
         grad_views: one per trainable parameter, in `flat_grad`.
@@ -40,7 +39,6 @@ class Resident(Belongings):
     agent: Agent
     flat: Tensor | None = None
     model: Tensor | None = None
-    views: list[Tensor]
     flat_grad: Tensor
     grad_views: list[Tensor]
     micro_batches: MicroBatches
@@ -57,8 +55,9 @@ class Residents:
         module: the user's module, in which one agent at a time is swapped in. A single agent keeps its tensors.
         optimizer: of its parameters.
         precision: see `SharedModule`.
-        random_states: where the random streams of the agents start; one per agent.
+        streams: the random ones, of all agents.
         backward: one pass of one micro-batch, for cross-gradients.
+        keep: see `SharedModule`.
 
     Attributes:
         differ: whether the agents have models of their own; False once all have taken over their mean.
@@ -73,24 +72,25 @@ class Residents:
         module: nn.Module,
         optimizer: Optimizer,
         precision: Any,
-        random_states: Sequence[RandomState],
+        streams: RandomStreams,
         backward: Backward,
+        keep: Set[str] = frozenset(),
     ) -> None:
         self.differ = True
         self.parameters: list[nn.Parameter] = []
         self._sparse = SparseGradients()
-        self.shared = SharedModule(module, optimizer, precision)
+        self.shared = SharedModule(module, optimizer, precision, streams, keep)
         self._module = module
         self._backward = backward
-        several = len(random_states) > 1
-        self._residents = [Resident(*self.shared.contents(copied=several), state) for state in random_states]
-        if self._is_single:
-            self.shared.belongs_to(self.first)
-        else:
-            self.first.random_state = RandomState.capture()  # whose streams the data has been drawn from
+        self._last_states: list[State] | None = None
+        self._residents = [Resident(*belongings) for belongings in self.shared.belongings(len(streams))]
+        self.shared.belongs_to(self.first)
 
     def __iter__(self) -> Iterator[Resident]:
         return iter(self._residents)
+
+    def __getitem__(self, index: int) -> Resident:
+        return self._residents[index]
 
     @property
     def first(self) -> Resident:
@@ -115,36 +115,30 @@ class Residents:
 
     def make_agents(self, topology: Topology, ranks: Sequence[int]) -> None:
         """Agents for the parameters that are trainable now; algorithms start anew, at the same step."""
-        parameters = trainable(self._module)
-        if self._is_single:
-            self.shared.look_again()
-        self.shared.refresh_tensors()
-        self.parameters, self.layout = parameters, FlatLayout(parameters)
+        self.parameters = trainable(self._module)
+        self.layout = FlatLayout(self.parameters)
         self._sparse = SparseGradients()
-        place = {id(parameter): i for i, parameter in enumerate(self.shared.module_state.parameters)}
-        self._places = [place[id(parameter)] for parameter in parameters]
         for rank, resident in zip(ranks, self._residents, strict=True):
+            self.shared.swap_in(resident)
             self._make_agent(resident, rank, topology)
+        self.stay()
 
     def _make_agent(self, resident: Resident, rank: int, topology: Topology) -> None:
-        params = self.layout.write([resident.state[i] for i in self._places], out=self.layout.zeros())
+        params = self.layout.write([parameter.data for parameter in self.parameters], out=self.layout.zeros())
         step = resident.agent.step if hasattr(resident, "agent") else 0
         resident.agent = Agent(rank, topology, params, self._gradient_of(resident), self.layout)
         resident.agent.step = step
-        resident.micro_batches = MicroBatches(self._module, self.parameters)
+        resident.micro_batches = MicroBatches(self.parameters, self.shared.snapshot, resident.large)
         resident.flat_grad = self.layout.zeros()
         resident.grad_views = self.layout.views(resident.flat_grad)
+        self.shared.touch()
         self._hand_out(resident)
 
     def collect(self) -> None:
-        """After the user's code has run: take over from the modules what it has given other memory."""
-        self.shared.refresh_tensors()
+        """After the user's code has run: take over from the module what it has given other memory."""
+        self.shared.take_over()
         for resident in self._residents:
             resident.micro_batches.look_again()
-            for place, view in zip(self._places, resident.views, strict=True):
-                tensor = resident.state[place]
-                if tensor is not view and address(tensor) != address(view):
-                    view.copy_(tensor)
 
     def begin_step(self) -> None:
         """Nothing is accumulated yet, and what the passes will write into the parameters is to be known."""
@@ -165,8 +159,13 @@ class Residents:
             params = resident.agent.params
             params.copy_(torch.where(params == model, now, params + (now - model)))
 
+    def end_passes(self) -> None:
+        """The passes of this step are over."""
+        for resident in self._residents:
+            resident.large.end_step()
+
     def hand_out(self) -> None:
-        """Let the modules' parameters be views into the flat vectors, which mixing replaces."""
+        """Let the parameters be views into the flat vectors, which mixing replaces."""
         for resident in self._residents:
             self._hand_out(resident)
 
@@ -174,20 +173,56 @@ class Residents:
         if resident.flat is resident.agent.params:
             return
         resident.flat = resident.agent.params
-        resident.views = self.layout.views(resident.agent.params)
-        self.shared.point_at(resident, self._places, resident.views)
+        self.shared.entrust(resident, self.parameters, self.layout.views(resident.flat))
 
     def states(self) -> list[State]:
-        """The tensors of every agent."""
-        if self._is_single:  # whose module may have got buffers meanwhile
+        """The tensors of every agent; those of several agents do not change any more.
+
+        Raises:
+            RuntimeError: agents have other buffers than the first one.
+        """
+        if self._is_single:
             return [ModuleState(self._module).capture()]
-        if self.differ:
-            self.shared.refresh_tensors()
-        return [resident.state for resident in self._residents]
+        if self._last_states is not None:
+            return self._last_states
+        named = self._named_states()
+        for rank, (names, state) in enumerate(named):
+            _check_same(*named[0], names, state, rank)
+        return [state for _, state in named]
+
+    @property
+    def alike(self) -> bool:
+        """Whether all agents have the same buffers, in the same shapes."""
+        shapes = [[(n, tensor.shape) for n, tensor in zip(*named, strict=True)] for named in self._named_states()]
+        return shapes[1:] == shapes[:-1]
+
+    def _named_states(self) -> list[tuple[list[str], State]]:
+        inside, is_for_all, found = self.shared.inside, self.shared.is_for_all, []
+        for resident in self._residents:
+            self.shared.swap_in(resident)
+            module_state = ModuleState(self._module)
+            found.append((module_state.names, [lazily_copied(tensor) for tensor in module_state.capture()]))
+        if inside is None or is_for_all:
+            self.stay()
+        else:
+            self.shared.swap_in(inside)
+            self.shared.touch()
+        return found
 
     def restore(self, consensus: State) -> None:
         """All agents take over the consensus, and the module its own tensors."""
-        self.shared.restore(consensus)
+        values = [lazily_copied(tensor) for tensor in consensus]  # the module may hold it until the next line
+        self._last_states = self.states()
+        self._end(values)
+
+    def give_up(self) -> None:
+        """There is no consensus: the module gets its own tensors with the values of the first agent."""
+        self.stay()
+        self._end(ModuleState(self._module).capture())
+
+    def _end(self, values: State) -> None:
+        self.stay()
+        self.shared.restore(values)
         self.differ = False
 
     # --- gradients
@@ -202,6 +237,7 @@ class Residents:
 
     def take_gradients(self, resident: Resident) -> None:
         """What the backward pass has left at the parameters."""
+        resident.micro_batches.learn()
         resident.grads = [parameter.grad for parameter in self.parameters]
         self._sparse.look_at(resident.grads)
 
@@ -231,22 +267,48 @@ class Residents:
 
     def _gradient_of(self, resident: Resident) -> Callable[[Tensor], Tensor]:
         def gradient(at: Tensor) -> Tensor:
-            now = self.shared.swap_in(resident)
+            now = self.shared.swap_in(resident, but_contents=True)  # the passes start from others, and leave its own
             return unscale(resident.micro_batches.gradient(self.layout, self._backward, at, now), resident.scaler)
 
         return gradient
 
     # --- one after the other
 
-    def swap_in(self, resident: Resident) -> RandomState:
-        """The module is that of this agent now. Returns the random state now."""
-        return self.shared.swap_in(resident)
+    def begin_pass(self, resident: Resident, *micro_batch: Any) -> None:
+        """The own pass of this agent on a micro-batch follows: the module is that of this agent now."""
+        start = self.shared.swap_in(resident)
+        resident.micro_batches.append(*micro_batch, start=start)
+        self.shared.touch()
 
     def each(self) -> Iterator[Resident]:
         """Every agent while it is swapped in, with its options of the parameter groups; the first one stays."""
         for index in self.shared.optimize(self._residents):
             yield self._residents[index]
-        self.shared.swap_in(self.first)
+        self.stay()
+
+    def in_turn(self) -> Iterator[Resident]:
+        """Every agent while it is swapped in; the first one stays."""
+        for resident in self._residents:
+            self.shared.swap_in(resident)
+            self.shared.touch()
+            yield resident
+        self.stay()
+
+    def stay(self) -> None:
+        """Between the turns of the agents the first one is in the module."""
+        self.shared.stay(self.first, self._residents[1:])
+
+
+def _check_same(names: list[str], state: State, others: list[str], other: State, rank: int) -> None:
+    first, second = ({n: tuple(t.shape) for n, t in zip(*of, strict=True)} for of in ((names, state), (others, other)))
+    for name in {**first, **second}:
+        if first.get(name) != second.get(name):
+            has, lacks = (f"{of[name]}" if name in of else "missing" for of in (first, second))
+            raise RuntimeError(
+                f"The buffer '{name}' has the shape {has} on agent 0, but {lacks} on agent {rank}, so there is no "
+                "mean over agents. Let all agents register the same buffers, in the same shapes; what depends on the "
+                "data of an agent is a plain attribute: self.name = tensor."
+            )
 
 
 def _take_written(resident: Resident) -> tuple[Tensor, Tensor] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -30,10 +31,28 @@ class Silence:
         pass
 
 
-def silence(modules: Iterable[nn.Module]) -> None:
-    """Until their attributes are restored, LightningModules log and print nothing, and torchmetrics stay local."""
-    for module in modules:
-        if hasattr(type(module), "training_step"):  # a LightningModule
-            module.__dict__.update(dict.fromkeys(_SILENT, Silence()))
-        elif "dist_sync_on_step" in module.__dict__:  # a torchmetrics metric
-            module.__dict__.update(dict.fromkeys(_SYNCHRONISE, False))
+@contextmanager
+def silence(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, LightningModules log and print nothing, and torchmetrics stay local."""
+    replaced = [(module.__dict__, values) for module in modules if (values := _silenced(module))]
+    before = [{name: attributes[name] for name in values if name in attributes} for attributes, values in replaced]
+    for attributes, values in replaced:
+        attributes.update(values)
+    try:
+        yield
+    finally:
+        for (attributes, values), own in zip(replaced, before, strict=True):
+            for name in values:
+                attributes.pop(name, None)
+            attributes.update(own)
+
+
+def _silenced(module: nn.Module) -> dict[str, Any]:
+    if hasattr(type(module), "training_step"):  # a LightningModule
+        return dict.fromkeys(_SILENT, Silence())
+    return dict.fromkeys(_SYNCHRONISE, False) if "dist_sync_on_step" in module.__dict__ else {}  # a torchmetrics metric
+
+
+def is_metric(module: nn.Module) -> bool:
+    """Whether its class is of torchmetrics, or derived from there."""
+    return any(kind.__module__.partition(".")[0] == "torchmetrics" for kind in type(module).__mro__)

@@ -11,14 +11,16 @@ to a framework (`_FRAMEWORKS`) or has no `__dict__`.
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import operator
 import random
 import sys
 import types
 from collections import OrderedDict, UserDict, UserList, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Set
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -44,21 +46,21 @@ class LargeContainers:
     SIZE = 64
 
     def __init__(self) -> None:
-        self._step = 0
+        self._step = 1
         self._known: set[int] = set()
         self._changed: set[int] = set()
         self.left: set[int] = set()
         """Those whose inside is left alone in this step, by identity."""
 
-    def begin_step(self) -> None:
-        """A step begins."""
+    def end_step(self) -> None:
+        """The passes of a step are over: what is remembered from now on counts for the next one."""
         self._step += 1
         exponent = self._step.bit_length() - 1
         self.left = set() if exponent % 2 == 0 and self._step == 1 << exponent else self._known - self._changed
 
     def learn(self, before: Snapshot) -> None:
-        """Code has run since `before`: find out whether it has changed something inside."""
-        for container, inside in before.large:
+        """An own pass has run since `before`: find out whether it has changed something inside."""
+        for container, inside in before.all_large():
             known = id(container) in self._known
             self._known.add(id(container))
             if id(container) not in self._changed and not inside.is_unchanged():
@@ -76,7 +78,9 @@ class Snapshot:
 
     Args:
         roots: modules, or any other objects, such as a batch.
-        leave: tensors that are somebody else's business: the parameters that are trained.
+        leave: objects that are somebody else's business: the parameters that are trained.
+        keep: names of attributes of the first root that `restore` leaves as they are then.
+        base: another snapshot, which `restore` puts back first.
         large: the containers to be left alone; none if not given.
 
     Attributes:
@@ -84,8 +88,17 @@ class Snapshot:
         large: the large containers, each with its inside.
     """
 
-    def __init__(self, *roots: Any, leave: Iterable[Tensor] = (), large: LargeContainers | None = None) -> None:
-        self.modules: list[nn.Module] = []
+    def __init__(
+        self,
+        *roots: Any,
+        leave: Iterable[object] = (),
+        keep: Set[str] = frozenset(),
+        base: Snapshot | None = None,
+        large: LargeContainers | None = None,
+    ) -> None:
+        self._keep = keep
+        self._base = base
+        self.modules: list[nn.Module] = [] if base is None else list(base.modules)
         self.large: list[tuple[Any, Snapshot]] = []
         self._left = None if large is None else large.left
         self._empty: list[Any] = []
@@ -98,6 +111,7 @@ class Snapshot:
         self._arrays: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
         self._seen = set(map(id, leave))
         self._look_through(roots)
+        self._attributes = self._take_attributes(roots[0].__dict__) if keep else None
 
     def _look_through(self, roots: Iterable[Any]) -> None:
         seen, todo = self._seen, [roots]
@@ -116,8 +130,21 @@ class Snapshot:
                     if inside:
                         todo.append(inside)
 
+    def _take_attributes(self, attributes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        place = next(i for i, (mapping, _) in enumerate(self._dicts) if mapping is attributes)
+        _, saved = self._dicts.pop(place)
+        return attributes, {name: value for name, value in saved.items() if name not in self._keep}
+
     def restore(self) -> None:
         """Make the contents again what they were; may be repeated."""
+        if self._base is not None:
+            self._base.restore()
+        if self._attributes is not None and not self._has_same_attributes(*self._attributes):
+            attributes, saved = self._attributes
+            kept = {name: value for name, value in attributes.items() if name in self._keep}
+            attributes.clear()
+            attributes.update(saved)
+            attributes.update(kept)
         for container in self._empty:
             if container:
                 container.clear()
@@ -141,27 +168,63 @@ class Snapshot:
                 memory.copy_(values)
         for tensor, grad in self._grads:
             tensor.grad = grad
-        for array, copy in self._arrays:
-            np.copyto(array, copy)
+        for array, elements in self._arrays:
+            np.copyto(array, elements)
         for _, inside in self.large:
             inside.restore()
         for put_back, state in self._others:
             put_back(state)
 
+    def all_large(self) -> list[tuple[Any, Snapshot]]:
+        """The large containers, each with its inside, also those of `base`."""
+        return self.large if self._base is None else [*self._base.all_large(), *self.large]
+
     def is_unchanged(self) -> bool:
-        """Whether containers, tensors and arrays have the contents that they had."""
+        """Whether everything is known to have the contents that it had; generators and sparse tensors never are."""
         return (
             not any(self._empty)
+            and (self._attributes is None or self._has_same_attributes(*self._attributes))
             and all(_same_items(now, saved) for now, saved in self._dicts)
             and all(_same(now, saved) for now, saved in self._sequences)
             and all(now == saved for now, saved in self._sets)
             and all(
-                shares_memory(memory, values) and address(tensor) == address(memory)
+                shares_memory(memory, values) and address(tensor) == address(memory) and tensor.shape == memory.shape
                 for tensor, memory, values in self._tensors
             )
-            and all(array.tobytes() == copy.tobytes() for array, copy in self._arrays)
+            and all(tensor.grad is grad for tensor, grad in self._grads)
+            and all(array.tobytes() == values.tobytes() for array, values in self._arrays)
             and all(inside.is_unchanged() for _, inside in self.large)
+            and (self._base is None or self._base.is_unchanged())
+            and not self._others
         )
+
+    def _has_same_attributes(self, now: dict[str, Any], saved: dict[str, Any]) -> bool:
+        return _same_items({name: value for name, value in now.items() if name not in self._keep}, saved)
+
+    # --- as pairs of an object and its contents
+
+    def contents(self) -> Iterator[tuple[Any, Any]]:
+        """Containers with their items, and tensors with their memory and values."""
+        if self._attributes is not None:
+            yield self._attributes
+        yield from ((container, container.__class__()) for container in self._empty)
+        yield from chain(self._dicts, self._sequences, self._sets)
+        yield from ((tensor, (memory, values)) for tensor, memory, values in self._tensors)
+
+    def with_contents(self, pairs: Iterable[tuple[Any, Any]]) -> Snapshot:
+        """A copy that has these pairs in place of its own."""
+        made = copy.copy(self)
+        made._empty, made._dicts, made._sequences, made._sets, made._tensors = [], [], [], [], []
+        for holder, items in pairs:
+            if self._attributes is not None and holder is self._attributes[0]:
+                made._attributes = (holder, items)
+            elif isinstance(holder, Tensor):
+                made._tensors.append((holder, *items))
+            elif isinstance(holder, dict):
+                made._dicts.append((holder, items))
+            else:
+                (made._sets if isinstance(holder, set) else made._sequences).append((holder, items))
+        return made
 
     # --- what is inside of a value, after its contents were noted
 

@@ -246,7 +246,7 @@ def test_swapped():
     module.register_buffer("again", module.running_mean)
     module.register_buffer("gone", torch.zeros(1))
     own = ModuleState(module).capture()
-    swapped = Swapped(module, [torch.full_like(tensor, 7) for tensor in own], [own])
+    swapped = Swapped(module, [torch.full_like(tensor, 7) for tensor in own])
     assert module.weight.tolist() == [7.0, 7.0] and module.running_mean is module.again
     module.again += 1.0
     module.weight.data.fill_(3.0)

@@ -331,6 +331,26 @@ def test_logged_values(pl: Any) -> None:
     assert {key: returned[key] for key in expected} == expected, lacks("_ResultMetric._computed", "logged_values")
 
 
+def test_attributes_of_lightning(pl: Any) -> None:
+    module, set_by_us = make_module(pl), {"log", "_on_before_batch_transfer", "on_train_batch_end"}
+    names = internals.attributes_of_lightning(module)
+    needed = set_by_us | {"_trainer", "_current_fx_name", "_metric_attributes"}
+    assert needed <= names, lacks(f"{needed - names} of a LightningModule", "attributes_of_lightning")
+    assert not names & {"_parameters", "_buffers", "_modules", "training", "layer", "seen"}
+    before = {*vars(module), "_hparams"}  # the user's, made when somebody asks for them
+    callback, found = at(pl, "on_train_batch_end", lambda trainer: set(vars(trainer.lightning_module)) - before)
+    pl.Trainer(**ONE, callbacks=callback).fit(module, loader())
+    assert not set().union(*found) - names, lacks("only these attributes in a module", "attributes_of_lightning")
+
+
+def test_is_overridden(pl: Any) -> None:
+    module = make_module(pl)
+    assert internals.is_overridden(module, "on_before_batch_transfer")
+    assert not internals.is_overridden(module, "on_train_batch_end"), lacks("LightningModule", "is_overridden")
+    module.on_train_batch_end = lambda *_: None
+    assert internals.is_overridden(module, "on_train_batch_end")
+
+
 def transferred(pl: Any, before: Callable[[Any], None]) -> list[type]:
     """What the user's hook sees of a training batch of two and of a validation batch, once `before` has run."""
     module = make_module(pl)

@@ -168,14 +168,11 @@ def initialize_what_is_trained_by_data(module: Composed, batch: dict[str, Tensor
 
 
 Behavior = Callable[[Composed, dict[str, Tensor]], None]
-LOCAL: list[Behavior] = [
-    *(count, keep_a_hidden_state, write_into_a_nested_tensor, grow_a_list, write_into_an_array, count_in_an_object),
-    write_into_a_bank,
-]
 SHOWN: list[Behavior] = [
     *(change_the_batch, pop_from_the_batch, write_into_a_buffer, replace_a_buffer, write_into_a_frozen_parameter),
     *(let_a_teacher_follow, give_a_teacher_other_memory, clamp_what_is_trained, normalize_what_is_trained),
-    *(mask_what_is_trained, initialize_what_is_trained_by_data, *LOCAL),
+    *(mask_what_is_trained, initialize_what_is_trained_by_data, count, keep_a_hidden_state, grow_a_list),
+    *(write_into_a_nested_tensor, write_into_an_array, count_in_an_object, write_into_a_bank),
 ]
 BEHAVIORS = {behavior.__name__: behavior for behavior in SHOWN}
 ALGORITHMS = ("cga", "ngc", "dpsgd", "sgp", "swarmsgd", "gradient_tracking")
@@ -195,9 +192,7 @@ def compared(behaviors: list[str], strategy: Any, devices: int = 1) -> Iterator[
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(
-        st.sampled_from(sorted(BEHAVIORS.keys() - {b.__name__ for b in LOCAL})), min_size=1, max_size=4, unique=True
-    ),
+    st.lists(st.sampled_from(sorted(BEHAVIORS)), min_size=1, max_size=4, unique=True),
     st.sampled_from(ALGORITHMS),
 )
 def test_in_a_simulation(behaviors: list[str], algorithm: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cga_lightning.passes.random_state import RandomState, seed_all, streams_of
+from cga_lightning.passes.random_state import RandomState, RandomStreams, seed_all
 
 DRAWS = {
     "torch": lambda: float(torch.rand(())),
@@ -82,6 +82,29 @@ def test_streams_of_agents_start_at_the_seed_plus_their_rank():
         seed_all(5 + rank)
         expected.append(numbers(DRAWS))
     torch.manual_seed(5)
-    for state, draws in zip(streams_of([0, 3]), expected, strict=True):
-        state.restore()
-        assert numbers(DRAWS) == draws
+    streams = RandomStreams.seeded([0, 3])
+    with streams.drawing(1):
+        assert numbers(DRAWS) == expected[1]
+    assert numbers(DRAWS) == expected[0]
+
+
+def alone(agent, kinds):
+    """What an agent draws that has the generators for itself."""
+    seed_all(5 + agent)
+    return numbers(kinds)
+
+
+@settings(max_examples=30, deadline=None)
+@given(turns=st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.sampled_from(sorted(DRAWS))), max_size=8))
+def test_agents_draw_from_their_streams_in_any_order(turns):
+    expected = [alone(agent, [kind for turn, _, kind in turns if turn == agent]) for agent in range(3)]
+    torch.manual_seed(5)
+    streams, drawn = RandomStreams.seeded(range(3)), [[], [], []]
+    for agent, briefly, kind in turns:
+        if briefly:
+            with streams.drawing(agent):
+                drawn[agent] += numbers([kind])
+        else:
+            streams.give(agent)
+            drawn[agent] += numbers([kind])
+    assert drawn == expected

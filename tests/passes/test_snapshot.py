@@ -3,6 +3,7 @@
 import copy
 import random
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from cga_lightning.core.layout import FlatLayout
 from cga_lightning.passes.micro_batches import MicroBatches, moved
 from cga_lightning.passes.random_state import RandomState
 from cga_lightning.passes.silence import Silence
-from cga_lightning.passes.snapshot import LargeContainers
+from cga_lightning.passes.snapshot import LargeContainers, Snapshot
 
 Pair = namedtuple("Pair", ["first", "second"])
 
@@ -104,7 +105,7 @@ def test_everything_is_as_before():
     module = Keeper()
     before, dictionaries, state = module.content(), [m.__dict__ for m in module.modules()], RandomState.capture()
     parameters = list(module.parameters())
-    batches = MicroBatches(module, parameters)
+    batches = MicroBatches(parameters, partial(Snapshot, module, leave=parameters), LargeContainers())
     layout = FlatLayout(parameters)
     batches.append()
 
@@ -133,7 +134,8 @@ class Bank(nn.Module):
 def test_entries_of_a_large_container_are_looked_at_now_and_then(first, caplog):
     """Which are changed from some step on: exact from the next look on, and told if there was one before."""
     module = Bank()
-    batches, layout = MicroBatches(module, [module.weight]), FlatLayout([module.weight])
+    large, layout = LargeContainers(), FlatLayout([module.weight])
+    batches = MicroBatches([module.weight], partial(Snapshot, module, leave=[module.weight], large=large), large)
 
     def own(step):
         module.entries.append(torch.zeros(2))
@@ -145,9 +147,11 @@ def test_entries_of_a_large_container_are_looked_at_now_and_then(first, caplog):
         batches.clear()
         batches.append(step)
         own(step)
+        batches.learn()
         module.weight.grad, grad = None, module.weight.grad
         gradient = layout.views(batches.gradient(layout, own, layout.views(layout.zeros())[0].reshape(-1)))
         exact = not first <= step < 4 or first == 1
+        large.end_step()
         assert torch.equal(gradient[0], grad) == exact
         assert len(module.entries) == LargeContainers.SIZE + step
     assert ("changes what lies in a list of 68 entries in place, but did not at step 1" in caplog.text) == (first > 1)
@@ -188,7 +192,7 @@ def test_the_gradient_of_a_window_is_that_of_autograd(width, batches, seed):
     torch.manual_seed(seed)
     module = Net(width)
     parameters = [p for p in module.parameters() if p.requires_grad]
-    window = MicroBatches(module, parameters)
+    window = MicroBatches(parameters, partial(Snapshot, module, leave=parameters), LargeContainers())
     layout = FlatLayout(parameters)
     at = layout.write([torch.randn_like(p) for p in parameters], out=layout.zeros())
     elsewhere = copy.deepcopy(module)
