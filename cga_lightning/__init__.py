@@ -17,7 +17,17 @@ from cga_lightning.algorithms import (
     SwarmSGD,
     WireDtype,
 )
-from cga_lightning.compression import QSGD, Compressor, ErrorFeedback, Identity, RandomK, ScaledSign, TopK
+from cga_lightning.compression import (
+    QSGD,
+    Compressor,
+    ErrorFeedback,
+    Identity,
+    RandomK,
+    Rounded,
+    ScaledSign,
+    Ternary,
+    TopK,
+)
 from cga_lightning.core import Agent, LocalCommunicator, StepDriver
 from cga_lightning.lightning import ConsensusMonitor, DecentralizedStrategy, PartitionedDataModule, SimulatedStrategy
 from cga_lightning.topology import (
@@ -61,10 +71,12 @@ __all__ = [
     "QuasiGlobalMomentum",
     "RandomK",
     "Ring",
+    "Rounded",
     "ScaledSign",
     "SimulatedStrategy",
     "StepDriver",
     "SwarmSGD",
+    "Ternary",
     "TopK",
     "Topology",
     "Torus",
