@@ -28,7 +28,8 @@ class Compressed(Wrapper):
     What a difference loses stays in the next one, so that no error memory is needed, and as agents come to rest the
     replicas become exact: fixed points are those of the algorithm. The first message along an edge goes as it is.
 
-    `Compressed(CGA(compressor=Ternary()))` sends models in 4 bits per element and cross-gradients in 1.6.
+    `Compressed(CGA(compressor=Ternary()))` sends models in 4 bits per element and cross-gradients in 1.6. Gradient
+    tracking and SGP on directed graphs rest on sums that compression does not keep: expect a bias there.
 
     Args:
         algorithm: whose messages to compress.
