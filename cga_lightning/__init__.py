@@ -12,12 +12,24 @@ from cga_lightning.algorithms import (
     NGC,
     SGP,
     Algorithm,
+    Compressed,
     GradientTracking,
     QuasiGlobalMomentum,
+    RelaySGD,
     SwarmSGD,
     WireDtype,
 )
-from cga_lightning.compression import QSGD, Compressor, ErrorFeedback, Identity, RandomK, ScaledSign, TopK
+from cga_lightning.compression import (
+    QSGD,
+    Compressor,
+    ErrorFeedback,
+    Identity,
+    RandomK,
+    Rounded,
+    ScaledSign,
+    Ternary,
+    TopK,
+)
 from cga_lightning.core import Agent, LocalCommunicator, StepDriver
 from cga_lightning.lightning import ConsensusMonitor, DecentralizedStrategy, PartitionedDataModule, SimulatedStrategy
 from cga_lightning.topology import (
@@ -45,6 +57,7 @@ __all__ = [
     "Algorithm",
     "Bipartite",
     "Complete",
+    "Compressed",
     "Compressor",
     "ConsensusMonitor",
     "DecentralizedStrategy",
@@ -60,11 +73,14 @@ __all__ = [
     "PartitionedDataModule",
     "QuasiGlobalMomentum",
     "RandomK",
+    "RelaySGD",
     "Ring",
+    "Rounded",
     "ScaledSign",
     "SimulatedStrategy",
     "StepDriver",
     "SwarmSGD",
+    "Ternary",
     "TopK",
     "Topology",
     "Torus",

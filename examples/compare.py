@@ -36,7 +36,7 @@ from cga_lightning.algorithms import ALGORITHMS, from_name
 
 SETTING = ("algorithm", "topology", "agents", "partition")
 GRID = (*SETTING, "lr", "seed")
-FIXED = ("data", "model", "batch_size", "momentum", "steps", "evaluations", "last", "test_samples")
+FIXED = ("data", "model", "batch_size", "optimizer", "momentum", "steps", "evaluations", "last", "test_samples")
 RESULTS = ("mean", "worst", "best", "consensus", "distance", "bytes", "seconds", "curve")
 
 Run = dict[str, Any]
@@ -81,7 +81,7 @@ def train(run: Run, images: tuple[Images, Images], progress: Progress) -> Run:
     pl.seed_everything(run["seed"], verbose=False)
     algorithm = algorithm_of(run["algorithm"])
     momentum = 0.0 if isinstance(algorithm, QuasiGlobalMomentum) else run["momentum"]  # it has its own
-    module = Classifier(MODELS[run["model"]](*training.images.shape[1:3]), run["lr"], momentum)
+    module = Classifier(MODELS[run["model"]](*training.images.shape[1:3]), run["lr"], momentum, run["optimizer"])
     evaluation = Evaluation(test, run["steps"] // run["evaluations"], progress)
     strategy = SimulatedStrategy(run["agents"], algorithm, run["topology"])
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -154,21 +154,21 @@ def key(run: Run) -> tuple[str, ...]:
 
 
 def read(path: Path) -> list[Run]:
-    """The rows written so far."""
+    """The rows written so far; files from before there was a choice of optimizers have none for it."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        return [{"optimizer": "sgd", **row} for row in csv.DictReader(file)]
 
 
 def append(path: Path, run: Run) -> Run:
     """Add one row, and return it as it is read back."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
+    longer = path.with_suffix(".new")
+    with longer.open("w", newline="") as file:
         writer = csv.DictWriter(file, (*GRID, *FIXED, *RESULTS))
-        if new:
-            writer.writeheader()
-        writer.writerow(run)
+        writer.writeheader()
+        writer.writerows([*read(path), run])
+    longer.replace(path)
     return {name: str(value) for name, value in run.items()}
 
 
@@ -188,6 +188,7 @@ def parse() -> argparse.Namespace:
     add("--download", action="store_true", help="fetch them into --data-root if they are not there")
     add("--model", default="cnn", choices=MODELS)
     add("--batch-size", type=int, default=32)
+    add("--optimizer", default="sgd", choices=("sgd", "adamw"))
     add("--momentum", type=float, default=0.9, help="of SGD; 0 under QuasiGlobalMomentum, which has its own")
     add("--steps", type=int, default=200)
     add("--evaluations", type=int, default=20, help="per run")

@@ -26,9 +26,9 @@ def markdown(runs: list[Run], note: str = "") -> str:
     seeds = list(dict.fromkeys(run["seed"] for run in runs))
     several = f"± standard deviation over the seeds {', '.join(seeds)}"
     about = (
-        "{data}, {model}, {steps} steps with batches of {batch_size}. Test accuracy in percent of the agents' own "
-        "models: mean over agents and over the last {last} of {evaluations} evaluations on {test_samples} images, "
-        "{spread}; in brackets that of the consensus model in the end."
+        "{data}, {model}, {optimizer}, {steps} steps with batches of {batch_size}. Test accuracy in percent of the "
+        "agents' own models: mean over agents and over the last {last} of {evaluations} evaluations on {test_samples} "
+        "images, {spread}; in brackets that of the consensus model in the end."
     ).format(**runs[0], spread=several if len(seeds) > 1 else f"with the seed {seeds[0]}")
     return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", f"{about} {note}".strip(), ""])
 

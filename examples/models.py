@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 class Classifier(pl.LightningModule):
     """An ordinary LightningModule around a network: nothing in it knows of agents."""
 
-    def __init__(self, net: nn.Module, lr: float, momentum: float = 0.0) -> None:
+    def __init__(self, net: nn.Module, lr: float, momentum: float = 0.0, optimizer: str = "sgd") -> None:
         super().__init__()
-        self.net, self.lr, self.momentum = net, lr, momentum
+        self.net, self.lr, self.momentum, self.optimizer = net, lr, momentum, optimizer
 
     def forward(self, images: Tensor) -> Tensor:
         """The scores of the classes `[n, classes]`."""
@@ -29,7 +29,9 @@ class Classifier(pl.LightningModule):
         return cross_entropy(self(images), labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD, with momentum or without."""
+        """SGD, with momentum or without, or AdamW with its own."""
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(self.parameters(), lr=self.lr)
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum)
 
 

@@ -5,10 +5,12 @@ import io
 import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from cga_lightning.compression import (
     COMPRESSORS,
@@ -17,9 +19,12 @@ from cga_lightning.compression import (
     ErrorFeedback,
     Identity,
     RandomK,
+    Rounded,
     ScaledSign,
+    Ternary,
     TopK,
     from_name,
+    levels,
     sign,
 )
 from cga_lightning.compression.base import RandomCompressor
@@ -34,6 +39,10 @@ BIASED = [
     TopK(1e-9),
     RandomK(0.2),
     RandomK(1.0),
+    Rounded(bits=2),
+    Rounded(),
+    Rounded(bits=8),
+    Ternary(),
 ]
 UNBIASED = [Identity(), RandomK(0.2, scaled=True), QSGD(bits=2), QSGD(bits=4), QSGD(bits=8, bucket=7)]
 ROUNDING = [Identity("bfloat16"), Identity(torch.float16)]
@@ -202,6 +211,10 @@ def test_qsgd_variance_bound(bits):
         (TopK(0.01), 10_000 * 8),
         (RandomK(0.01), 10_000 * 4 + 16),
         (QSGD(bits=4, bucket=500), 500_000 + 2000 * 4),
+        (Rounded(bits=2), 250_000 + 4 * 3907),
+        (Rounded(), 500_000 + 4 * 3907),
+        (Rounded(bits=8), 1_000_000 + 4 * 3907),
+        (Ternary(), 200_000 + 4 * 3907),
         (ErrorFeedback(ScaledSign(bucket=None)), 125_000 + 2 * 2),
     ],
     ids=repr,
@@ -274,15 +287,16 @@ def test_error_feedback_forks_without_memory():
     assert feedback.fork(1).memory is None and not feedback.needs_feedback
 
 
-@given(data=st.data(), bits=st.sampled_from([1, 2, 4, 8]), count=st.integers(0, 40))
-def test_packing_roundtrip(data, bits, count):
-    codes = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=count, max_size=count))
-    packed = pack(torch.tensor(codes, dtype=torch.uint8), bits)
-    assert packed.dtype == torch.uint8 and packed.shape == (packed_size(count, bits),)
-    assert sum(int(byte) << (8 * i) for i, byte in enumerate(packed)) == sum(
-        c << (bits * i) for i, c in enumerate(codes)
-    )
-    assert unpack(packed, tuple(range(2**bits)), count, torch.float32).tolist() == codes
+@given(data=st.data(), base=st.sampled_from([2, 3, 4, 16, 256]), count=st.integers(0, 40))
+def test_packing_roundtrip(data, base, count):
+    codes = data.draw(st.lists(st.integers(0, base - 1), min_size=count, max_size=count))
+    packed = pack(torch.tensor(codes, dtype=torch.uint8), base)
+    digits = {2: 8, 3: 5, 4: 4, 16: 2, 256: 1}[base]
+    assert packed.dtype == torch.uint8 and packed.shape == (packed_size(count, base),) == (-(-count // digits),)
+    padded = codes + [0] * (-count % digits)
+    groups = [padded[i : i + digits] for i in range(0, len(padded), digits)]
+    assert packed.tolist() == [sum(c * base**i for i, c in enumerate(group)) for group in groups]
+    assert unpack(packed, tuple(range(base)), count, torch.float32).tolist() == codes
 
 
 def test_join_and_split():
@@ -300,12 +314,14 @@ def test_join_and_split():
         (lambda: RandomK(1.5), "RandomK needs 0 < ratio <= 1, got 1.5"),
         (lambda: QSGD(bits=3), r"bits in \(2, 4, 8\).*got QSGD\(bits=3"),
         (lambda: QSGD(bucket=0), "bucket >= 1"),
+        (lambda: Rounded(bits=3), r"Rounded needs bits in \(2, 4, 8\), got 3"),
+        (lambda: Rounded(bits="4"), r"Rounded needs bits in \(2, 4, 8\), got '4'"),
         (lambda: ScaledSign(bucket=0), "ScaledSign needs bucket >= 1 or None, got 0"),
         (lambda: Identity("int8"), "wire_dtype must be a floating dtype of torch, got 'int8'"),
         (lambda: Identity("double_trouble"), "got 'double_trouble'"),
         (
             lambda: from_name("zip"),
-            "Unknown compressor 'zip'; known: identity, scaled_sign, top_k, random_k, qsgd",
+            "Unknown compressor 'zip'; known: identity, scaled_sign, top_k, random_k, qsgd, rounded, ternary",
         ),
     ],
 )
@@ -386,3 +402,75 @@ def test_compiled_signs_refuse_what_does_not_fit(change, message):
     arguments = {"memory": torch.zeros(16), "x": torch.zeros(16), "parts": torch.tensor([[0], [16]])} | change
     with pytest.raises(RuntimeError, match=message):
         torch.ops.cga_lightning.add_signs_(**arguments)
+
+
+def test_levels_by_hand():
+    layout = Padded([(7,)], step=1)
+    x = torch.tensor([7.0, -3.4, 0.5, 1.5, -0.6, 0.0, 2.5])
+    assert roundtrip(Rounded(), x, layout).tolist() == [7, -3, 0, 2, -1, 0, 2]
+    assert Rounded().compress(x, layout).tolist() == [0, 0, 0x80, 0x3F, 0x4E, 0x97, 0x76, 0x09]
+    assert roundtrip(Ternary(), x, layout).tolist() == [7, 0, 0, 0, 0, 0, 0]
+    assert roundtrip(Ternary(), -x - 3.5, layout).tolist() == [-10.5, 0, 0, 0, 0, 0, -10.5]
+    codes = [0, 1, 1, 1, 1, 1, 0]
+    packed = [sum(c * 3**i for i, c in enumerate(part)) for part in (codes[:5], codes[5:])]
+    assert Ternary().compress(-x - 3.5, layout)[4:].tolist() == packed
+
+
+LEVELS = [Rounded(bits=2), Rounded(), Rounded(bits=8), Ternary()]
+FLOATS = arrays(np.float32, st.integers(1, 700), elements=st.floats(width=32, allow_nan=True, allow_infinity=True))
+
+
+@given(x=FLOATS, compressor=st.sampled_from(LEVELS), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_every_element_becomes_the_nearest_level(x, compressor, dtype):
+    """Of its 256, and all of these are lost together where one is not finite. Ends of the range of float32 included."""
+    layout = Padded([(len(x),)], dtype, step=1)
+    x, count = torch.from_numpy(x).to(dtype), {2: 1, 4: 7, 8: 127}[getattr(compressor, "bits", 2)]
+    decoded = roundtrip(compressor, x, layout)
+    for part, levels_of in zip(x.split(256), decoded.split(256), strict=True):
+        scale = part.double().abs().max().item() / count
+        if not torch.isfinite(part).all():
+            assert levels_of.isnan().all()
+        elif scale > 1e-38:
+            assert (levels_of.double() - part.double()).abs().max() <= scale * (0.5 + 1e-6 * count)
+            assert levels_of.abs().max().item() == pytest.approx(part.abs().max().item(), rel=1e-6)
+        else:  # with few digits, if any
+            assert (levels_of.double() - part.double()).abs().max() <= max(scale, 2**-149) * count
+
+
+LEVELS_COMPILED = hasattr(torch.ops.cga_lightning, "encode_levels")
+
+
+@pytest.mark.skipif(not LEVELS_COMPILED, reason="the C++ library is not compiled")
+@given(memory=FLOATS, seed=st.integers(0, 2**31), compressor=st.sampled_from(LEVELS), long=st.booleans())
+def test_compiled_levels_are_those_of_torch(memory, seed, compressor, long):
+    memory = torch.from_numpy(memory).repeat(20 if long else 1)
+    layout = Padded([(len(memory),)], step=1)
+    x = torch.randn(len(memory), generator=torch.Generator().manual_seed(seed))
+    fallback = memory.clone()
+    plain = compressor.compress(x, layout)
+    wire = compressor.compress_with_memory_(memory, x, layout)
+    decoded = compressor.decompress(wire, layout)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(levels, "_operators", SimpleNamespace())
+        assert torch.equal(plain, compressor.compress(x, layout))
+        assert torch.equal(wire, compressor.compress_with_memory_(fallback, x, layout))
+        assert torch.equal(memory, fallback)
+        torch.testing.assert_close(decoded, compressor.decompress(wire, layout), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.skipif(not LEVELS_COMPILED, reason="the C++ library is not compiled")
+@pytest.mark.parametrize(
+    ("operator", "arguments", "message"),
+    [
+        ("encode_levels", (torch.zeros(9, dtype=torch.float64), 16), r"x must be contiguous Float \[9\]"),
+        ("encode_levels", (torch.zeros(32)[::2], 16), "x must be contiguous"),
+        ("encode_levels", (torch.zeros(9), 5), "base must be 3, 4, 16 or 256, found 5"),
+        ("encode_levels_", (torch.zeros(9), torch.zeros(8), 3), r"x must be contiguous Float \[9\]"),
+        ("decode_levels", (torch.zeros(2), torch.zeros(150, dtype=torch.uint8), 301, 16), "packed .* Byte .*151"),
+        ("decode_levels", (torch.zeros(1), torch.zeros(150, dtype=torch.uint8), 300, 16), "scales .* Float .*2"),
+        ("decode_levels", (torch.zeros(0), torch.zeros(0, dtype=torch.uint8), -1, 16), "at least 0, found -1"),
+    ],
+)
+def test_compiled_levels_refuse_what_does_not_fit(operator, arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        getattr(torch.ops.cga_lightning, operator)(*arguments)

@@ -22,7 +22,9 @@ from cga_lightning.topology import (
     Topology,
     Torus,
     from_name,
+    spanning_tree,
 )
+from tests.graphs import connected
 
 
 class Star(Topology):
@@ -671,3 +673,47 @@ def test_command_line_builds_topologies(arguments, expected):
         return topology
 
     assert command_line(run, args=arguments) == expected
+
+
+def shortest_paths(neighbors, agents):
+    """All distances, by Floyd and Warshall."""
+    far = np.full((agents, agents), agents)
+    np.fill_diagonal(far, 0)
+    for rank in range(agents):
+        far[rank, list(neighbors(rank))] = 1
+    for middle in range(agents):
+        far = np.minimum(far, far[:, [middle]] + far[[middle]])
+    return far
+
+
+@given(connected(9), st.data())
+def test_the_spanning_tree_is_that_of_shortest_paths_with_the_smallest_diameter(topology, data):
+    agents, tree = topology.agents, spanning_tree(topology)
+    links = [(rank, other) for rank in range(agents) for other in tree.neighbors(rank)]
+    assert len(links) == 2 * (agents - 1) and all(first in topology.neighbors(second) for first, second in links)
+    inside, given_ones = shortest_paths(tree.neighbors, agents), shortest_paths(topology.neighbors, agents)
+    assert inside.max() == tree.diameter < agents
+    assert (inside[tree.root] == given_ones[tree.root]).all()
+    radius = given_ones.max(axis=1).min()
+    assert max(given_ones.max(), 2 * radius - 1) <= tree.diameter <= 2 * radius
+    assert spanning_tree(pickle.loads(pickle.dumps(topology))) == tree  # as another agent has it
+    weights = data.draw(st.lists(st.integers(0, 9), min_size=agents, max_size=agents))
+    for rank in range(agents):
+        behind = {k: inside[rank] == inside[k] + 1 for k in tree.neighbors(rank)}
+        expected = {k: sum(w for w, there in zip(weights, mask, strict=True) if there) for k, mask in behind.items()}
+        assert tree.beyond(rank, weights) == pytest.approx(expected)
+
+
+def test_spanning_trees_of_known_graphs():
+    assert [spanning_tree(graph).diameter for graph in (Ring(5), Ring(10), Complete(2), Complete(9))] == [4, 9, 1, 2]
+    assert spanning_tree(Star(7)).parents == (0,) * 7
+    assert spanning_tree(Complete(4)).root == 0
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [(DirectedRing(3), "no way back"), (Matching(4), "varies in time"), (Ring(), "not bound to a number of agents")],
+)
+def test_no_spanning_tree_without_a_fixed_undirected_graph(topology, message):
+    with pytest.raises(ValueError, match=message):
+        spanning_tree(topology)

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 from cga_lightning.algorithms.cga import CGA
+from cga_lightning.algorithms.differences import Compressed
 from cga_lightning.algorithms.dpsgd import DPSGD
 from cga_lightning.algorithms.ngc import NGC
 from cga_lightning.algorithms.quasi_global import QuasiGlobalMomentum
+from cga_lightning.algorithms.relay import RelaySGD
 from cga_lightning.algorithms.sgp import SGP
 from cga_lightning.algorithms.swarm import SwarmSGD
 from cga_lightning.algorithms.tracking import GradientTracking
@@ -20,10 +22,12 @@ __all__ = [
     "NGC",
     "SGP",
     "Algorithm",
+    "Compressed",
     "Exchange",
     "GradientTracking",
     "Messages",
     "QuasiGlobalMomentum",
+    "RelaySGD",
     "Step",
     "SwarmSGD",
     "WireDtype",
@@ -40,6 +44,8 @@ ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "ngc": NGC,
     "compngc": lambda: NGC(compressor="scaled_sign"),
     "gradient_tracking": GradientTracking,
+    "relaysgd": RelaySGD,
+    "relay": lambda: RelaySGD(hops=3, gradients=True),
 }
 
 

@@ -16,6 +16,7 @@ class DPSGD(Algorithm):
 
     exchanges = ("models",)
     graphs = "balanced"
+    averages_models_only = True
 
     def step(self, agent: Agent) -> Step:
         """Mix the neighbors' models; the gradient was taken before mixing."""

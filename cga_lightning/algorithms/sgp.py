@@ -25,6 +25,7 @@ class SGP(Algorithm):
 
     exchanges = ("models",)
     graphs = "any"
+    averages_models_only = True
 
     def step(self, agent: Agent) -> Step:
         """Let the optimizer step from the numerator x, with the gradient at z."""

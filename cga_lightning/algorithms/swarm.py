@@ -31,6 +31,7 @@ class SwarmSGD(Algorithm):
     """
 
     exchanges = ("models",)
+    averages_models_only = True
 
     def __init__(self, *, local_steps: int = 1, pairs: int | None = None, seed: int = 0) -> None:
         for name, value in (("local_steps", local_steps), ("pairs", pairs)):

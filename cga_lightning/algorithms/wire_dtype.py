@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import torch
 from torch import Tensor
 
-from cga_lightning.algorithms.wrapper import Wrapper
+from cga_lightning.algorithms.wrapper import Wrapper, carried
 from cga_lightning.core.agent import Agent
 from cga_lightning.core.algorithm import Algorithm, Exchange, Messages, Step
 
@@ -33,22 +35,18 @@ class WireDtype(Wrapper):
 
     def step(self, agent: Agent) -> Step:
         """The algorithm's step with rounded messages."""
-        return self._rounded(self.algorithm.step(agent))
+        yield from carried(self.algorithm.step(agent), self._rounded)
 
     def after_step(self, agent: Agent) -> Step:
         """What the algorithm does after the optimizer step, with rounded messages."""
-        return self._rounded(self.algorithm.after_step(agent))
+        yield from carried(self.algorithm.after_step(agent), self._rounded)
 
-    def _rounded(self, running: Step) -> Step:
-        inbox: Messages | None = None
-        while True:
-            try:
-                outbox, senders, like = Exchange.of(next(running) if inbox is None else running.send(inbox))
-            except StopIteration:
-                return
-            short = {rank: self._short(message) for rank, message in outbox.items()}
-            wires = yield Exchange(short, senders, None if like is None else self._short(like))
-            inbox = {rank: wire if like is None else wire.to(like.dtype) for rank, wire in wires.items()}
+    def _rounded(self, exchange: Exchange) -> Generator[Exchange, Messages, Messages]:
+        short = {rank: message.to(self._dtype(message)) for rank, message in exchange.outbox.items()}
+        expected = exchange.expected
+        likes = {rank: like.new_empty(like.shape, dtype=self._dtype(like)) for rank, like in expected.items()}
+        wires = yield Exchange(short, exchange.senders, likes)
+        return {rank: wire.to(expected[rank].dtype) for rank, wire in wires.items()}
 
-    def _short(self, message: Tensor) -> Tensor:
-        return message.to(self.dtype) if message.is_floating_point() else message
+    def _dtype(self, message: Tensor) -> torch.dtype:
+        return self.dtype if message.is_floating_point() else message.dtype

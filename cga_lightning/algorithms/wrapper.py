@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from typing import Literal
 
-from cga_lightning.core.algorithm import Algorithm
+from cga_lightning.core.algorithm import Algorithm, Exchange, Messages, Step
 from cga_lightning.topology import Topology
 
 
@@ -33,6 +34,11 @@ class Wrapper(Algorithm):
         return self.algorithm.graphs
 
     @property
+    def averages_models_only(self) -> bool:  # type: ignore[override]
+        """Whether agents of the wrapped algorithm agree by averaging models alone."""
+        return self.algorithm.averages_models_only
+
+    @property
     def most_neighbors(self) -> int | None:  # type: ignore[override]
         """Of how many neighbors the wrapped algorithm can take messages up."""
         return self.algorithm.most_neighbors
@@ -40,3 +46,14 @@ class Wrapper(Algorithm):
     def check(self, topology: Topology) -> None:
         """Refuse what the wrapped algorithm refuses; it may have a check of its own."""
         self.algorithm.check(topology)
+
+
+def carried(running: Step, carry: Callable[[Exchange], Generator[Exchange, Messages, Messages]]) -> Step:
+    """The generator `running`, each of whose exchanges is made by `carry`."""
+    inbox: Messages | None = None
+    while True:
+        try:
+            exchange = Exchange.of(next(running) if inbox is None else running.send(inbox))
+        except StopIteration:
+            return
+        inbox = yield from carry(exchange)

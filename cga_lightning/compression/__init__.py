@@ -10,6 +10,7 @@ A new compressor is one subclass of `Compressor` with three methods; CONTRIBUTIN
 from cga_lightning.compression.base import Compressor, Layout
 from cga_lightning.compression.feedback import ErrorFeedback
 from cga_lightning.compression.identity import Identity
+from cga_lightning.compression.levels import Rounded, Ternary
 from cga_lightning.compression.qsgd import QSGD
 from cga_lightning.compression.sign import ScaledSign
 from cga_lightning.compression.sparse import RandomK, TopK
@@ -22,7 +23,9 @@ __all__ = [
     "Layout",
     "QSGD",
     "RandomK",
+    "Rounded",
     "ScaledSign",
+    "Ternary",
     "TopK",
     "COMPRESSORS",
     "from_name",
@@ -34,6 +37,8 @@ COMPRESSORS: dict[str, type[Compressor]] = {
     "top_k": TopK,
     "random_k": RandomK,
     "qsgd": QSGD,
+    "rounded": Rounded,
+    "ternary": Ternary,
 }
 
 

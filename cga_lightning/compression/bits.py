@@ -5,37 +5,42 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_LANES = {
-    1: torch.int64,
-    2: torch.int32,
-    4: torch.int16,
-}  # an integer as wide as the codes of one packed byte
+_LANES = {2: torch.int64, 4: torch.int32, 16: torch.int16}
+"""By base: an integer as wide as the codes of one packed byte, where these are bits."""
 
 
-def packed_size(count: int, bits: int) -> int:
-    """Bytes that `count` codes of `bits` (1, 2, 4 or 8) take."""
-    return -(-count * bits // 8)
+def per_byte(base: int) -> int:
+    """How many codes below `base`, 2 to 256, are the digits of one byte."""
+    return max(count for count in range(1, 9) if base**count <= 256)
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack uint8 codes `[n]` below `2**bits` into uint8 `[packed_size(n, bits)]`, lowest bits first.
+def packed_size(count: int, base: int) -> int:
+    """Bytes that `count` codes below `base` take."""
+    return -(-count // per_byte(base))
 
-    The codes of one byte are seen as one wide integer; one product brings each to its place in the highest byte.
+
+def pack(codes: Tensor, base: int) -> Tensor:
+    """Pack uint8 codes `[n]` below `base` into uint8 `[packed_size(n, base)]`, lowest digits first.
+
+    Where digits are bits, the codes of one byte are seen as one wide integer; one product brings each to its place in
+    the highest byte.
     """
-    if bits == 8:
+    count = per_byte(base)
+    if count == 1:
         return codes
-    count = 8 // bits
     missing = -codes.numel() % count
     lanes = torch.nn.functional.pad(codes, (0, missing)) if missing else codes
-    top = 8 * (count - 1)
+    if base not in _LANES:
+        return lanes.view(-1, count).mul(_places(base, codes.device)).sum(1, dtype=torch.uint8)
+    bits, top = 8 // count, 8 * (count - 1)
     gather = sum(1 << (top - i * (8 - bits)) for i in range(count))  # code i goes from bit 8 i to bit top + bits * i
-    return lanes.view(_LANES[bits]).mul(gather).bitwise_right_shift_(top).to(torch.uint8)
+    return lanes.view(_LANES[base]).mul(gather).bitwise_right_shift_(top).to(torch.uint8)
 
 
 def unpack(packed: Tensor, values: tuple[int, ...], count: int, dtype: torch.dtype) -> Tensor:
     """Read the first `count` codes that `pack` packed; code c becomes `values[c]`, of `dtype`.
 
-    The number of values, `2**bits`, tells the width of a code. One row of a table is copied per byte.
+    The number of values tells the base. One row of a table is copied per byte.
     """
     table = _table(values, dtype, packed.device)
     return table.index_select(0, packed.int()).view(-1)[:count]
@@ -53,9 +58,14 @@ def split(message: Tensor, *fields: tuple[int, torch.dtype]) -> list[Tensor]:
     return [piece.clone().view(dtype) for piece, (_, dtype) in pieces]
 
 
+def _places(base: int, device: torch.device) -> Tensor:
+    """What each digit of a byte counts."""
+    return torch.tensor([base**digit for digit in range(per_byte(base))], dtype=torch.uint8, device=device)
+
+
 @lru_cache(maxsize=32)
 def _table(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """`[256, codes per byte]`: the values of the codes in every byte."""
-    bits = (len(values) - 1).bit_length()
-    codes = torch.arange(256)[:, None] >> torch.arange(0, 8, bits)
-    return torch.tensor(values)[codes & (len(values) - 1)].to(device, dtype)
+    base = len(values)
+    codes = torch.arange(256)[:, None] // _places(base, torch.device("cpu")).long() % base
+    return torch.tensor(values)[codes].to(device, dtype)

@@ -37,7 +37,7 @@ class QSGD(RandomCompressor):
 
     def wire_size(self, layout: Layout) -> int:
         """Bytes of every message: `bits` per element, and a norm per bucket."""
-        return 4 * self._buckets(layout) + packed_size(self._padded(layout), self.bits)
+        return 4 * self._buckets(layout) + packed_size(self._padded(layout), 1 << self.bits)
 
     def compress(self, x: Tensor, layout: Layout) -> Tensor:
         """Return the norms, then the rounded elements."""
@@ -48,12 +48,12 @@ class QSGD(RandomCompressor):
         scaled = rows / norms.where(norms > 0, 1) * self._levels
         codes = noise.add_(scaled).floor_().clamp_(-self._levels, self._levels).add_(self._levels)
         codes = codes.nan_to_num_().to(torch.uint8)  # the norm tells that the bucket is not finite
-        return join(norms.float(), pack(codes.view(-1), self.bits))
+        return join(norms.float(), pack(codes.view(-1), 1 << self.bits))
 
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
         """Return each level times the norm of its bucket."""
         self._check(wire, layout)
-        size = packed_size(self._padded(layout), self.bits)
+        size = packed_size(self._padded(layout), 1 << self.bits)
         norms, packed = split(wire, (self._buckets(layout), torch.float32), (size, torch.uint8))
         values = tuple(range(-self._levels, self._levels + 2))
         rows = unpack(packed, values, self._padded(layout), layout.dtype).view(-1, self.bucket)

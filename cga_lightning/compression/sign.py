@@ -42,7 +42,7 @@ class ScaledSign(Compressor):
 
     def wire_size(self, layout: Layout) -> int:
         """Bytes of every message: one bit per element, and the scales."""
-        return _SCALE.itemsize * self._scales(layout) + packed_size(layout.numel, 1)
+        return _SCALE.itemsize * self._scales(layout) + packed_size(layout.numel, 2)
 
     def compress(self, x: Tensor, layout: Layout) -> Tensor:
         """Return the scales, then the signs."""
@@ -51,7 +51,7 @@ class ScaledSign(Compressor):
             scales = torch.cat([rows.abs().mean(1, dtype=wide) for rows in self._rows(x, layout)])
         else:
             scales = x.abs().sum(dtype=wide)[None] / max(1, sum(shape.numel() for shape in layout.shapes))
-        return join(scales.to(_SCALE), pack(x.signbit().view(torch.uint8), 1))
+        return join(scales.to(_SCALE), pack(x.signbit().view(torch.uint8), 2))
 
     def compress_with_memory_(self, memory: Tensor, x: Tensor, layout: Layout) -> Tensor:
         """Return the message for `memory + x`, as every `Compressor`; two passes over memory where that is compiled."""
@@ -69,7 +69,7 @@ class ScaledSign(Compressor):
     def decompress(self, wire: Tensor, layout: Layout) -> Tensor:
         """Return each sign times its scale."""
         self._check(wire, layout)
-        scales, packed = split(wire, (self._scales(layout), _SCALE), (packed_size(layout.numel, 1), torch.uint8))
+        scales, packed = split(wire, (self._scales(layout), _SCALE), (packed_size(layout.numel, 2), torch.uint8))
         x = torch.empty(layout.numel, dtype=layout.dtype, device=wire.device)
         if _is_compiled(x):
             parts = self._parts(x, layout)

@@ -23,8 +23,8 @@ class Exchange(NamedTuple):
     outbox: Messages
     senders: Sequence[int]
     """From whom a message comes."""
-    like: Tensor | None
-    """A tensor of the shape and dtype of the messages; None if no message comes."""
+    like: Tensor | Messages | None
+    """A tensor of the shape and dtype of the messages; by sender where they differ; None if no message comes."""
 
     @classmethod
     def of(cls, yielded: Messages | Exchange) -> Exchange:
@@ -32,6 +32,13 @@ class Exchange(NamedTuple):
         if isinstance(yielded, Exchange):
             return yielded
         return cls(yielded, sorted(yielded), next(iter(yielded.values()), None))
+
+    @property
+    def expected(self) -> dict[int, Tensor]:
+        """By sender: a tensor of the shape and dtype of what comes from it."""
+        if self.like is None:
+            return {}
+        return {rank: self.like if isinstance(self.like, Tensor) else self.like[rank] for rank in self.senders}
 
 
 Step: TypeAlias = Generator[Messages | Exchange, Messages, None]
@@ -48,7 +55,7 @@ class Algorithm(ABC):
 
     `step` and `after_step` are generators. Each `yield` is one exchange with the neighbors: it gives the outbox
     `{rank: tensor}` and returns the inbox `{rank: tensor}`, with one message from every agent that was written to. To
-    hear of others than one writes to, yield an `Exchange`. In one exchange all messages have the same shape and dtype.
+    hear of others than one writes to, or messages of several shapes and dtypes, yield an `Exchange`.
     A sent tensor must not be changed before the exchange has returned. A received one is the receiver's to overwrite,
     until the same exchange of the next step, which may use its memory again: copy what is to be kept.
 
@@ -66,6 +73,10 @@ class Algorithm(ABC):
 
     graphs: ClassVar[Literal["undirected", "balanced", "any"]] = "undirected"
     """Where it runs: every edge has a way back; or the mixing matrix is doubly stochastic; or its columns sum to 1."""
+
+    averages_models_only: ClassVar[bool] = False
+    """Whether agents agree by averaging models alone, after each has stepped along its own gradient. With an optimizer
+    that is not linear in the gradient they end elsewhere than one model on all data, of which strategies warn."""
 
     most_neighbors: ClassVar[int | None] = None
     """Of how many neighbors an agent can take messages up in one step; None for any number."""

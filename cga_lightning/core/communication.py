@@ -135,8 +135,9 @@ class ProcessGroupCommunicator(Communicator):
         self._buffers: dict[tuple[object, ...], Tensor] = {}
 
     def _send(self, exchanges: list[Exchange]) -> None:
-        ((outbox, senders, like),) = exchanges
-        self._inbox = {} if like is None else {rank: self._buffer((self._place, rank), like) for rank in senders}
+        (exchange,) = exchanges
+        outbox = exchange.outbox
+        self._inbox = {rank: self._buffer((self._place, rank), like) for rank, like in exchange.expected.items()}
         operations = [dist.P2POp(dist.irecv, buffer, rank) for rank, buffer in self._inbox.items()]
         copies = {id(message): lazily_copied(message) for message in outbox.values()}  # one tensor stays one
         operations += [dist.P2POp(dist.isend, copies[id(message)], rank) for rank, message in outbox.items()]

@@ -86,6 +86,7 @@ class AgentStrategy(Strategy):
         self._files = AgentFiles(self, peers)
         self._differences = DifferenceWarning()
         self._requeue = RequeueSignal(peers)
+        self._warned = False
 
     # --- who
 
@@ -142,10 +143,13 @@ class AgentStrategy(Strategy):
         super().connect(model)
 
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Refuse parameters that cannot be exchanged, and optimizers that evaluate the loss more than once."""
+        """Refuse parameters that cannot be exchanged, and optimizers that do not go with the algorithm."""
         FlatLayout(trainable(self.module))
         super().setup_optimizers(trainer)
         refusals.refuse_optimizers(self.optimizers)
+        if self.is_global_zero and not self._warned:
+            refusals.warn_of_averaged_steps(self.algorithm, self.optimizers, trainer)
+            self._warned = True
         for optimizer in filter(lambda optimizer: isinstance(optimizer, Optimizer), self.optimizers):
             optimizer.register_step_pre_hook(self._cross.forbid_steps_in_passes)
 

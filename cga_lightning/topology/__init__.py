@@ -40,6 +40,7 @@ from cga_lightning.names import lookup
 from cga_lightning.topology.base import Topology
 from cga_lightning.topology.directed import DirectedRing, OnePeerExponential
 from cga_lightning.topology.matrix import FromMatrix
+from cga_lightning.topology.tree import Tree, spanning_tree
 from cga_lightning.topology.undirected import Bipartite, Complete, ErdosRenyi, Exponential, Ring, Torus
 
 __all__ = [
@@ -54,7 +55,9 @@ __all__ = [
     "Ring",
     "Topology",
     "Torus",
+    "Tree",
     "from_name",
+    "spanning_tree",
 ]
 
 TOPOLOGIES: dict[str, type[Topology]] = {

@@ -1,8 +1,6 @@
 // Signs of a float32 vector, one bit per element, and a memory of what they lose: two passes over memory. In plain
 // torch, cga_lightning/compression/sign.py and feedback.py, the same takes eight.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <array>
@@ -16,6 +14,7 @@
 
 #include "../checks.h"
 #include "parallel.h"
+#include "vectors.h"
 
 namespace cga::cpu {
 namespace {
@@ -54,18 +53,7 @@ Parts parts_of(const char* op, const Tensor& parts, int64_t length) {
   return found;
 }
 
-void check_vector(const char* op, const char* name, const Tensor& tensor, ScalarType type, int64_t length) {
-  CGA_CHECK(tensor.is_cpu() && tensor.scalar_type() == type && tensor.dim() == 1 && tensor.numel() == length &&
-                tensor.is_contiguous(),
-            op, ": ", name, " must be contiguous ", type, " [", length, "] on the CPU, found ", tensor.scalar_type(),
-            " with ", tensor.numel(), " elements");
-}
-
 int64_t chunks(int64_t length) { return (length + kChunk - 1) / kChunk; }
-
-Tensor empty(int64_t length, ScalarType type) {
-  return torch::stable::empty({length}, type, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CPU));
-}
 
 // In 16 sums of at most kChunk / 16 terms, which the compiler keeps in vectors.
 double norm(const float* values, int64_t count) {
@@ -125,7 +113,8 @@ std::tuple<Tensor, Tensor> add_signs_(const Tensor& memory, const Tensor& x, con
   check_vector("add_signs_", "memory", memory, ScalarType::Float, length);
   check_vector("add_signs_", "x", x, ScalarType::Float, length);
   const Parts of = parts_of("add_signs_", parts, length);
-  Tensor norms = empty(of.count, ScalarType::Double), packed = empty((length + 7) / 8, ScalarType::Byte);
+  Tensor norms = empty_vector(of.count, ScalarType::Double);
+  Tensor packed = empty_vector((length + 7) / 8, ScalarType::Byte);
   float* sum = memory.mutable_data_ptr<float>();
   const float* added = x.const_data_ptr<float>();
   uint8_t* signs = packed.mutable_data_ptr<uint8_t>();

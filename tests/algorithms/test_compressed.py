@@ -107,7 +107,7 @@ class CountHandedOver(pl.Callback):
         torch.save((self.sent, dict(trainer.strategy.traffic)), self.folder / f"{trainer.global_rank}.pt")
 
 
-def bytes_of_run(strategy: str, folder: Path) -> list[tuple[int, dict[str, int]]]:
+def bytes_of_run(strategy: str | cga.DecentralizedStrategy, folder: Path) -> list[tuple[int, dict[str, int]]]:
     folder.mkdir()
     pl.seed_everything(0, verbose=False)
     trainer = pl.Trainer(strategy=strategy, devices=2, max_steps=3, callbacks=[CountHandedOver(folder)], **QUIET)

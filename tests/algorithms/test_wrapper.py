@@ -6,17 +6,17 @@ import re
 
 import pytest
 
-from cga_lightning import CGA, DPSGD, SGP, Algorithm, Complete, DirectedRing, QuasiGlobalMomentum, WireDtype
+from cga_lightning import CGA, DPSGD, SGP, Algorithm, Complete, Compressed, DirectedRing, QuasiGlobalMomentum, WireDtype
 from cga_lightning.algorithms.wrapper import Wrapper
 
-WRAPPERS = [QuasiGlobalMomentum, WireDtype, lambda algorithm: WireDtype(QuasiGlobalMomentum(algorithm))]
+WRAPPERS = [QuasiGlobalMomentum, WireDtype, Compressed, lambda algorithm: WireDtype(QuasiGlobalMomentum(algorithm))]
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
 @pytest.mark.parametrize("algorithm", [CGA(), DPSGD(), SGP()], ids=repr)
 def test_where_it_runs_and_what_it_sends_is_up_to_the_algorithm(wrap: type[Wrapper], algorithm: Algorithm) -> None:
     wrapped = wrap(algorithm)
-    for name in ("exchanges", "graphs", "most_neighbors"):
+    for name in ("exchanges", "graphs", "most_neighbors", "averages_models_only"):
         assert getattr(wrapped, name) == getattr(algorithm, name)
 
 
@@ -29,7 +29,7 @@ def test_it_refuses_what_the_algorithm_refuses(wrap: type[Wrapper]) -> None:
         wrap(CGA()).check(Complete(66))
 
 
-@pytest.mark.parametrize("wrap", WRAPPERS[:2])
+@pytest.mark.parametrize("wrap", WRAPPERS[:3])
 @pytest.mark.parametrize("given", ["cga", CGA, None], ids=repr)
 def test_it_goes_around_algorithms_only(wrap: type[Wrapper], given: object) -> None:
     message = f"{wrap.__name__} goes around an algorithm, as in {wrap.__name__}(DPSGD()), got {given!r}."

@@ -158,6 +158,8 @@ CASES = {
     "error memories and random streams": {"algorithm": cga.CGA(compressor=cga.RandomK(0.3))},
     "push-sum weights": {"algorithm": cga.SGP(), "topology": Shortcut()},
     "trackers and momentum": {"algorithm": cga.QuasiGlobalMomentum(cga.GradientTracking())},
+    "sums and replicas": {"algorithm": cga.RelaySGD(2, True, cga.QSGD(8))},
+    "replicas of models": {"algorithm": cga.Compressed(cga.CGA(compressor="ternary"))},
     "loss scale": {"plugins": partial(ScaledFloat32, growth_interval=3)},
     "counters in groups": {"module": partial(Module, partial(Averaged, lr=0.1))},
     "files written by a thread": {"plugins": partial(AsyncCheckpointIO, SlowIO())},
