@@ -25,7 +25,7 @@ launchers: $(VENV)/.test
 
 # What is too long for every run: all architectures, sanitizers, coverage, planted faults.
 kernels: $(VENV)/.test
-	$(BIN)/python -m pytest tests/cuda -m "slow or not slow"
+	$(BIN)/python -m pytest tests/cuda tests/ptx -m "slow or not slow" -s
 	$(BIN)/python tests/simt/sanitize.py address
 	$(BIN)/python tests/simt/sanitize.py thread
 	$(BIN)/python tests/simt/sanitize.py coverage
