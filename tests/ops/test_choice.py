@@ -16,7 +16,8 @@ from cga_lightning.ops import _choice, _library
 
 CSRC = Path(__file__).parents[2] / "csrc"
 NAMES = sorted({name for backends in _choice.BACKENDS.values() for name in backends})
-PROJECT = "import torch; from cga_lightning.ops import project; print(project(torch.eye(2), -torch.ones(2), eps=0.0).gradient)"
+PROJECT = "import torch; from cga_lightning.ops import project; "
+PROJECT += "print(project(torch.eye(2), -torch.ones(2), eps=0.0).gradient)"
 
 
 def run(asked: str, *arguments: str) -> subprocess.CompletedProcess[str]:
