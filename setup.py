@@ -68,8 +68,11 @@ def toolkits() -> list[Path]:
     nvidia = find_spec("nvidia")
     pip = [folder for path in (nvidia.submodule_search_locations if nvidia else ()) for folder in glob(f"{path}/cu*")]
     folders = [Path(folder) for folder in (*named, *system, *conda, *pip, *toolkit_on_path())]
-    found = {(folder / "bin" / "nvcc").resolve(): folder for folder in folders[::-1] if (folder / "bin/nvcc").exists()}
-    return list(found.values())[::-1]
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if (folder / "bin" / "nvcc").exists():
+            found.setdefault((folder / "bin" / "nvcc").resolve(), folder)
+    return list(found.values())
 
 
 def toolkit_on_path() -> list[str]:

@@ -143,4 +143,4 @@ def test_everything(whole: Machine) -> None:
     for dtype in ("f32", "bf16", "f16", "f64"):
         found = [errors for name, errors in worst.items() if name.startswith(dtype)]
         print(f"  {dtype}: {max(products for products, _ in found):.1e}, {max(gap for _, gap in found):.1e}")
-    assert len(whole.launched) == 34, whole.launched
+    assert len(whole.launched) == 33, whole.launched  # all but that of `solve` alone, which float32 runs above
