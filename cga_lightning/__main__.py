@@ -1,12 +1,13 @@
 """`python -m cga_lightning info`: versions, the backends of the projection, and why one is missing."""
 
 import argparse
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from cga_lightning.ops import _library
+from cga_lightning.ops import _choice, _library
 
 _PACKAGES = ("cga-lightning", "torch", "pytorch-lightning", "lightning", "numpy", "cupy")
 
@@ -24,6 +25,8 @@ def _info() -> list[str]:
     lines += [f"{name} {_version(name)}" for name in _PACKAGES]
     lines.append(f"cpu: {_library.backend('cpu')} ({torch.backends.cpu.get_cpu_capability()})")
     lines.append(f"cuda: {_library.backend('cuda')} ({_cuda_devices()})")
+    if asked := os.environ.get(_choice.VARIABLE):
+        lines.append(f"{_choice.VARIABLE}={asked}")
     lines += [f"backend {name!r} is missing: {reason}" for name, reason in _library.missing().items()]
     return lines
 

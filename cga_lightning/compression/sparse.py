@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cga_lightning.compression.base import Compressor, Layout, RandomCompressor
 from cga_lightning.compression.bits import join, split
+from cga_lightning.copies import to_device
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class RandomK(RandomCompressor):
     def compress(self, x: Tensor, layout: Layout) -> Tensor:
         """Return a and b, then the values; positions from d to P hold zeros."""
         prime, k = _prime_from(layout.numel), _kept(self.ratio, layout)
-        line = torch.cat([self._draw(prime - 1) + 1, self._draw(prime)]).to(x.device)
+        line = to_device(torch.cat([self._draw(prime - 1) + 1, self._draw(prime)]), x.device)
         positions = _positions(line, k, prime)
         values = x[positions.clamp(max=layout.numel - 1)] * (positions < layout.numel)
         return join(line, values * (prime / k) if self.scaled else values)

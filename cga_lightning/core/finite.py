@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cga_lightning.copies import Arriving
+
 _log = logging.getLogger(__name__)
 
 
@@ -25,7 +27,7 @@ class FiniteCheck:
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.count = 0
-        self._unread: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+        self._unread: deque[tuple[int, Arriving]] = deque()
 
     def look_at(self, parts: Sequence[Tensor], step: int) -> None:
         """Look at the gradient of this step, in parts of any shape, and at the answers that have arrived since."""
@@ -33,17 +35,12 @@ class FiniteCheck:
             return
         wide = torch.promote_types(parts[0].dtype, torch.float32)  # no overflow of 16 bits
         sums = [part.sum(dtype=wide) for part in parts]  # the fastest reduction that shows it
-        total = (sums[0] if len(sums) == 1 else torch.stack(sums).sum()).to("cpu", non_blocking=True)
-        arrived = None
-        if parts[0].is_cuda:
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
-        self._unread.append((step, total, arrived))
-        while self._unread and _is_there(self._unread[0][2]):
+        self._unread.append((step, Arriving(sums[0] if len(sums) == 1 else torch.stack(sums).sum())))
+        while self._unread and self._unread[0][1].is_there:
             self._read(*self._unread.popleft())
 
-    def _read(self, step: int, total: Tensor, _: object) -> None:
-        if math.isfinite(total):
+    def _read(self, step: int, total: Arriving) -> None:
+        if math.isfinite(*total.numbers()):
             return
         self.count += 1
         if self.count == 1:
@@ -52,7 +49,3 @@ class FiniteCheck:
                 "model, and mixing into those of its neighbors. Look at its data and its loss, or lower the learning "
                 "rate; Trainer(detect_anomaly=True) finds the operation."
             )
-
-
-def _is_there(arrived: torch.cuda.Event | None) -> bool:
-    return arrived is None or bool(arrived.query())  # type: ignore[no-untyped-call]

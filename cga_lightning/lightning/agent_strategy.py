@@ -25,7 +25,7 @@ from cga_lightning.lightning.loaders import LoadersOfPeers, LoadersOfSimulation,
 from cga_lightning.lightning.peers import Peers
 from cga_lightning.lightning.phases import Phases
 from cga_lightning.lightning.requeue import RequeueSignal
-from cga_lightning.lightning.training import Training, mean_by_name
+from cga_lightning.lightning.training import Training, as_numbers, mean_by_name
 from cga_lightning.lightning.transitions import Next, Transitions
 from cga_lightning.names import check_choice, resolved
 from cga_lightning.passes.module_state import ModuleState, State
@@ -250,7 +250,7 @@ class AgentStrategy(Strategy):
 
         A collective.
         """
-        mine = [{name: float(value) for name, value in report.items()} for report in self._training.diagnostics()]
+        mine = as_numbers(self._training.diagnostics())
         gathered = self._peers.gather((mine, dict(self.traffic)), "diagnostics")
         sent = sum((Counter(traffic) for _, traffic in gathered), Counter[str]())
         means = mean_by_name([report for reports, _ in gathered for report in reports])

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from cga_lightning.copies import to_device
+
 # Of LightningModule.log after name and value, in order.
 _OPTIONS = (
     *("prog_bar", "logger", "on_step", "on_epoch", "reduce_fx", "enable_graph", "sync_dist"),
@@ -93,5 +95,5 @@ def _combined(known: Sequence[tuple[Tensor, int]], reduce_fx: Any) -> Tensor:
     stacked = torch.stack([value if value.is_floating_point() else value.float() for value, _ in known])
     if name in REDUCTIONS:
         return REDUCTIONS[name](stacked)
-    weights = torch.tensor([size for _, size in known], dtype=torch.float64, device=stacked.device)
+    weights = to_device(torch.tensor([size for _, size in known], dtype=torch.float64), stacked.device)
     return (weights @ stacked.double() / weights.sum()).to(stacked.dtype)

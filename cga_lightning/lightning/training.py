@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cga_lightning.copies import to_device
 from cga_lightning.core.communication import Communicator
 from cga_lightning.core.driver import StepDriver
 from cga_lightning.lightning import internals
@@ -187,6 +188,15 @@ class Training:
         self.residents.hand_out()
         for resident in self.residents:
             resident.micro_batches.clear()
+
+
+def as_numbers(reports: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
+    """The same scalars in host memory: a device is waited for once."""
+    values = [value.detach() for report in reports for value in report.values()]
+    found = iter(
+        torch.stack([to_device(value, values[0].device).double() for value in values]).tolist() if values else []
+    )
+    return [{name: next(found) for name in report} for report in reports]
 
 
 def mean_by_name(reports: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -1,18 +1,19 @@
 """The operators of `torch.ops.cga_lightning`: schemas, fake kernels, the compiled library, the fallback.
 
 Schemas are defined here, so that the operators exist with and without a compiled library. A compiled library
-adds kernels under its dispatch key; every other device is served by the plain torch kernels below.
+adds kernels under its dispatch key; every other device is served by the plain torch kernels below. The choice is made
+once, here; a backend that fails later raises.
 """
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from cga_lightning.ops import _checks, _nvrtc, _reference
+from cga_lightning.ops import _checks, _choice, _nvrtc, _reference
 
 # Typed as Any: not every torch release annotates these.
 _torch_library: Any = torch.library
@@ -23,7 +24,7 @@ _operators = _torch_ops.cga_lightning
 
 _KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _loaded: dict[str, str] = {}  # backend by dispatch key
-_missing: dict[str, str] = {}  # reason by backend
+_missing: dict[str, str] = {}  # reason by backend that was tried
 
 
 def backend(device: torch.device | str) -> str:
@@ -36,26 +37,23 @@ def missing() -> dict[str, str]:
     return dict(_missing)
 
 
-def load(name: str, device: str, backend: str) -> None:
-    """Load a compiled library of the package, or keep the reason why it is not there.
+def _load(name: str) -> str | None:
+    """Load a compiled library of the package; return why it is not there, or None.
 
     Args:
         name: file name up to its first dot.
-        device: type of device that it serves.
-        backend: what `backend` calls it.
 
     """
     package = Path(__file__).parent.parent
     found = [path for path in sorted(package.glob(f"{name}.*")) if path.suffix in {".so", ".pyd", ".dylib"}]
     if not found:
         report = package / f"{name}.missing.txt"
-        _missing[backend] = report.read_text().strip() if report.exists() else "it was not built"
-        return
+        return report.read_text().strip() if report.exists() else "it was not built"
     try:
         _torch_ops.load_library(found[0])
-        _loaded[_KEYS[device]] = backend
     except OSError as error:
-        _missing[backend] = f"{found[0].name} could not be loaded: {error}"
+        return f"{found[0].name} could not be loaded: {error}"
+    return None
 
 
 # The checks speak of the operators of torch.ops and of `rows`, in the words of csrc/checks.h.
@@ -138,15 +136,46 @@ def _define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -
     torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=_library)
 
 
-def _use_cupy() -> None:
-    """Serve CUDA tensors by the kernels that CuPy compiles, where no library is compiled."""
+def _use_cupy() -> str | None:
+    """Serve CUDA tensors by the kernels that CuPy compiles; return why that cannot be, or None."""
     if reason := _nvrtc.missing():
-        _missing["cupy"] = reason
-        return
-    for kernel in (_gram, _solve, _combine_, _project_):
+        return reason
+    for kernel in _KERNELS:
         _library.impl(kernel.__name__[1:], partial(kernel, by=_nvrtc), "CUDA")
-    _loaded["CUDA"] = "cupy"
+    return None
 
+
+def _serve(device: str) -> None:
+    """Register the backend that is asked for, or the first that is there."""
+    asked = _choice.chosen(device)
+    for name in _choice.BACKENDS[device] if asked is None else (asked,):
+        if reason := _START[name]():
+            _missing[name] = reason
+        else:
+            _loaded[_KEYS[device]] = name
+            return
+    _loaded[_KEYS[device]] = str(asked)
+    _refuse(device, str(asked))
+
+
+def _refuse(device: str, asked: str) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError(
+            f"cga_lightning: {_choice.VARIABLE} asks for the backend {asked}, which is missing: {_missing[asked]}; "
+            f"{_choice.advice(device, asked)}."
+        )
+
+    for kernel in _KERNELS:
+        _library.impl(kernel.__name__[1:], refuse, _KEYS[device])
+
+
+_KERNELS = (_gram, _solve, _combine_, _project_)
+_START: dict[str, Callable[[], str | None]] = {
+    "cpp": partial(_load, "_C"),
+    "cuda": partial(_load, "_CUDA"),
+    "cupy": _use_cupy,
+    "torch": lambda: None,  # serves whatever has no other kernel
+}
 
 # rows: the K cross-gradients [d]; own: [d]; offsets: int64 [s + 1] on the CPU; all contiguous.
 # products: of rows and own (last) in each segment, [s, K + 1, K + 1] float64; exact: formed in float64.
@@ -157,7 +186,5 @@ _define("combine_(Tensor[] rows, Tensor(a!) own, Tensor offsets, Tensor dual) ->
 _PROBLEM = "Tensor offsets, float margin, float eps"
 _define(f"project_(Tensor[] rows, Tensor(a!) own, {_PROBLEM}) -> (Tensor, Tensor)", _project_, _fake_project_)
 _define(f"project(Tensor[] rows, Tensor own, {_PROBLEM}) -> (Tensor, Tensor, Tensor)", _project, _fake_project)
-load("_C", "cpu", "cpp")
-load("_CUDA", "cuda", "cuda")
-if "CUDA" not in _loaded:
-    _use_cupy()
+for _device in _KEYS:
+    _serve(_device)

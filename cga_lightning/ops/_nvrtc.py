@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cga_lightning.ops import _choice
 from cga_lightning.ops._plan import EXACT_BELOW, SHARED_WITHOUT_ASKING, Addresses, Device, Launch, Plan
 
 TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64"}
@@ -28,7 +29,24 @@ def missing() -> str | None:
     """Return why this path cannot serve CUDA tensors, or None if it can."""
     if find_spec("cupy") is None:
         return "CuPy is not installed: pip install cga-lightning[cupy]"
-    return None if _folder().is_dir() else f"the sources of the kernels are not at {_folder()}"
+    if (release := torch.version.cuda) is None:
+        return "this build of torch is without CUDA"
+    if not _folder().is_dir():
+        return f"the sources of the kernels are not at {_folder()}"
+    try:
+        import cupy
+
+        return _mismatch(cupy, int(release.split(".")[0]))
+    except Exception as error:  # a package whose own libraries are missing raises anything
+        return f"CuPy cannot be used, {type(error).__name__}: {error}"
+
+
+def _mismatch(cupy: Any, ours: int) -> str | None:
+    """Return why this CuPy cannot serve a torch for that release of CUDA, or None."""
+    if not hasattr(cupy.cuda.Stream, "from_external"):
+        return f"CuPy {cupy.__version__} is too old: 14 or later is needed"
+    theirs = cupy.cuda.runtime.runtimeGetVersion() // 1000  # of 13000, without a call to the driver
+    return None if theirs == ours else f"torch is for CUDA {ours}, CuPy {cupy.__version__} for CUDA {theirs}"
 
 
 def gram(rows: Sequence[Tensor], own: Tensor, offsets: Tensor, *, exact: bool = False) -> Tensor:
@@ -120,12 +138,21 @@ def _launch(launches: Sequence[Launch], tensor: Tensor) -> None:
     index, stream = _stream(tensor)
     with cupy.cuda.Device(index), cupy.cuda.Stream.from_external(_External(stream)):
         for launch in launches:
-            unit = UNITS.get(launch.kernel.rpartition("_")[2], 0)
-            kernel = _module(unit).get_function(launch.kernel)
-            if launch.shared_bytes > SHARED_WITHOUT_ASKING:
-                kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
-            arguments = tuple(_by_value(argument) for argument in launch.arguments)
-            kernel((launch.grid,), (launch.block,), arguments, shared_mem=launch.shared_bytes)
+            try:
+                _launch_one(launch)
+            except Exception as error:
+                raise RuntimeError(
+                    f"cga_lightning: the backend cupy has failed at {launch.kernel}: {error}; "
+                    f"{_choice.advice('cuda', 'cupy')}."
+                ) from error
+
+
+def _launch_one(launch: Launch) -> None:
+    kernel = _module(UNITS.get(launch.kernel.rpartition("_")[2], 0)).get_function(launch.kernel)
+    if launch.shared_bytes > SHARED_WITHOUT_ASKING:
+        kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
+    arguments = tuple(_by_value(argument) for argument in launch.arguments)
+    kernel((launch.grid,), (launch.block,), arguments, shared_mem=launch.shared_bytes)
 
 
 @cache

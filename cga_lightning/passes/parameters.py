@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from cga_lightning.copies import Arriving
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -18,15 +21,33 @@ def same_objects(first: Sequence[object], second: Sequence[object]) -> bool:
     return list(map(id, first)) == list(map(id, second))
 
 
-def to_apply(own: Sequence[Tensor | None], directions: Sequence[Tensor]) -> list[Tensor | None]:
-    """The gradients for the optimizer: `directions`, but None where there was no own gradient and none came.
+class Applied:
+    """Which directions an optimizer gets: all but those that are zero where the agent has no gradient of its own.
 
     So weight decay and momentum do not move parameters that no agent uses.
+
+    Args:
+        late: go by what a device has answered for that parameter the last time, and wait for the first answer only.
+            None: where the directions are not on the CPU.
     """
-    return [
-        direction if grad is not None or bool(direction.any()) else None
-        for grad, direction in zip(own, directions, strict=True)
-    ]
+
+    def __init__(self, late: bool | None = None) -> None:
+        self._late = late
+        self._asked: dict[int, tuple[Arriving, int]] = {}
+
+    def of(self, own: Sequence[Tensor | None], directions: Sequence[Tensor]) -> list[Tensor | None]:
+        """The gradients for the optimizer: `directions`, or None."""
+        lacking = [i for i, grad in enumerate(own) if grad is None]
+        used = self._used(lacking, directions) if lacking else {}
+        return [direction if used.get(i, True) else None for i, direction in enumerate(directions)]
+
+    def _used(self, lacking: Sequence[int], directions: Sequence[Tensor]) -> dict[int, bool]:
+        answers = Arriving(torch.stack([directions[i].any() for i in lacking]))
+        asked = {i: (answers, place) for place, i in enumerate(lacking)}
+        late = not directions[0].is_cpu if self._late is None else self._late
+        sources = asked | self._asked if late else asked
+        self._asked |= asked
+        return {i: bool(sources[i][0].numbers()[sources[i][1]]) for i in lacking}
 
 
 def set_gradients(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> None:

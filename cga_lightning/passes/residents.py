@@ -17,7 +17,7 @@ from cga_lightning.core.layout import FlatLayout
 from cga_lightning.core.loss_scaling import unscale
 from cga_lightning.passes.micro_batches import Backward, MicroBatches
 from cga_lightning.passes.module_state import ModuleState, State
-from cga_lightning.passes.parameters import SparseGradients, same_objects, set_gradients, to_apply, trainable
+from cga_lightning.passes.parameters import Applied, SparseGradients, same_objects, set_gradients, trainable
 from cga_lightning.passes.random_state import RandomStreams
 from cga_lightning.passes.shared_module import Belongings, SharedModule
 from cga_lightning.topology import Topology
@@ -32,6 +32,7 @@ class Resident(Belongings):
         model: its parameters as they were when the step began `[d]`; None between steps.
         flat_grad: memory for the own gradient `[d]`.
         grad_views: one per trainable parameter, in `flat_grad`.
+        applied: which directions its optimizer gets.
         grads: what every trainable parameter has as its gradient.
         micro_batches: those of this step.
     """
@@ -41,6 +42,7 @@ class Resident(Belongings):
     model: Tensor | None = None
     flat_grad: Tensor
     grad_views: list[Tensor]
+    applied: Applied
     micro_batches: MicroBatches
 
     def __init__(self, *belongings: Any) -> None:
@@ -131,6 +133,7 @@ class Residents:
         resident.micro_batches = MicroBatches(self.parameters, self.shared.snapshot, resident.large)
         resident.flat_grad = self.layout.zeros()
         resident.grad_views = self.layout.views(resident.flat_grad)
+        resident.applied = Applied()
         self.shared.touch()
         self._hand_out(resident)
 
@@ -262,7 +265,7 @@ class Residents:
             if direction is not None:
                 known = direction is resident.flat_grad
                 views = resident.grad_views if known else self.layout.views(direction)
-                resident.grads = to_apply(resident.grads, views)
+                resident.grads = resident.applied.of(resident.grads, views)
             resident.grads = self._sparse.again(resident.grads)
 
     def _gradient_of(self, resident: Resident) -> Callable[[Tensor], Tensor]:
@@ -314,7 +317,7 @@ def _check_same(names: list[str], state: State, others: list[str], other: State,
 def _take_written(resident: Resident) -> tuple[Tensor, Tensor] | None:
     """Put the parameters back to what they were when the step began; returns both if they were another, `[d]` each."""
     params, model, resident.model = resident.agent.params, resident.model, None
-    if model is None or shares_memory(params, model) or torch.equal(params, model):
+    if model is None or shares_memory(params, model) or (params.is_cpu and torch.equal(params, model)):
         return None
     now = params.clone()
     params.copy_(model)

@@ -6,17 +6,23 @@
 namespace cga::cuda {
 namespace {
 
+// In the words of cga_lightning/ops/_choice.py.
+constexpr const char* kAdvice =
+    "; set CGA_LIGHTNING_BACKEND=cupy or CGA_LIGHTNING_BACKEND=torch to choose another (python -m cga_lightning info "
+    "shows what is there).";
+
 void check(cudaError_t error, const std::string& what) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // the next call starts clean
-  STD_TORCH_CHECK(false, "cga_lightning: ", what, ": ", cudaGetErrorString(error));
+  STD_TORCH_CHECK(false, "cga_lightning: the backend cuda has failed at ", what, ": ", cudaGetErrorString(error),
+                  kAdvice);
 }
 
 const void* find(const std::string& name) {
   for (const auto* list : {&kernels_common, &kernels_f32, &kernels_f16, &kernels_bf16, &kernels_f64})
     for (const Kernel& kernel : *list)
       if (name == kernel.name) return kernel.function;
-  STD_TORCH_CHECK(false, "cga_lightning: no CUDA kernel ", name);
+  STD_TORCH_CHECK(false, "cga_lightning: the backend cuda has no kernel ", name, kAdvice);
 }
 
 // Beyond 48 KB a kernel has to ask for its shared memory.

@@ -44,6 +44,7 @@ struct Block {
   unsigned index;
   std::vector<Thread> threads;
   std::unique_ptr<unsigned char, void (*)(void*)> shared{nullptr, std::free};
+  size_t shared_bytes;
   std::vector<std::array<Collective, 4>> collectives;  // by warp
   unsigned at_barrier = 0, done = 0, generation = 0;
   const char* barrier = nullptr;
@@ -92,7 +93,11 @@ void check_mask(unsigned mask, const char* where) {
 
 }  // namespace
 
+void refuse(const char* what) { fail(what); }
+
 unsigned char* shared_memory() { return current->block->shared.get(); }
+
+size_t shared_bytes() { return current->block->shared_bytes; }
 
 bool barrier(const char* where, bool vote) {
   Block& block = *current->block;
@@ -185,6 +190,7 @@ void thread_entry() {
 std::unique_ptr<Block> start_block(unsigned index, const Launch& launch) {
   auto block = std::make_unique<Block>();
   block->index = index;
+  block->shared_bytes = launch.shared_bytes;
   // Exactly the size asked for, and nothing in it that looks like a number.
   block->shared.reset(static_cast<unsigned char*>(std::malloc(launch.shared_bytes ? launch.shared_bytes : 1)));
   std::memset(block->shared.get(), 0xff, launch.shared_bytes);

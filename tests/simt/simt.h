@@ -50,7 +50,10 @@ struct Values { uint64_t word[3]; };
 const char* run_kernel(const Entry* entries, size_t count, const char* name, const Launch& launch,
                        const void* const* arguments);
 
+// Stops the launch with a message.
+[[noreturn]] void refuse(const char* what);
 unsigned char* shared_memory();
+size_t shared_bytes();
 // Waits for the whole block and returns whether any thread voted.
 bool barrier(const char* where, bool vote = false);
 // Meets the other lanes of the mask and returns the values of all 32; `orders`: their memory accesses too.

@@ -93,8 +93,40 @@ def test_the_source_is_one_text(cupy: SimpleNamespace) -> None:
         assert '#include "' not in code.replace('#include "simt_intrinsics.h"', "")
 
 
+def test_a_failure_names_the_backend_the_cause_and_the_way_out(
+    cupy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> None:
+        raise ValueError("no kernel image is available")
+
+    monkeypatch.setattr(sys.modules["cupy"], "RawModule", fail)
+    rows, own, offsets = _tensors(random_case(1, 100))
+    words = "the backend cupy has failed at prepare: no kernel image is available; set CGA_LIGHTNING_BACKEND=cuda or"
+    with pytest.raises(RuntimeError, match=words):
+        _nvrtc.project_(rows, own, offsets, 0.0, 1e-6)
+
+
+class _CuPy(SimpleNamespace):
+    """What is asked of CuPy before it is chosen."""
+
+    def __init__(self, cuda_release: int, **stream: Any) -> None:
+        runtime = SimpleNamespace(runtimeGetVersion=lambda: cuda_release)
+        cuda = SimpleNamespace(Stream=SimpleNamespace(**stream), runtime=runtime)
+        super().__init__(__version__="1.2.3", cuda=cuda)
+
+
 def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_nvrtc, "find_spec", lambda name: None)
     assert "cga-lightning[cupy]" in str(_nvrtc.missing())
     monkeypatch.setattr(_nvrtc, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert _nvrtc.missing() == "this build of torch is without CUDA"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setitem(sys.modules, "cupy", _CuPy(13010, from_external=None))
     assert _nvrtc.missing() is None
+    monkeypatch.setitem(sys.modules, "cupy", _CuPy(12090, from_external=None))
+    assert _nvrtc.missing() == "torch is for CUDA 13, CuPy 1.2.3 for CUDA 12"
+    monkeypatch.setitem(sys.modules, "cupy", _CuPy(13010))
+    assert _nvrtc.missing() == "CuPy 1.2.3 is too old: 14 or later is needed"
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert str(_nvrtc.missing()).startswith("CuPy cannot be used, ModuleNotFoundError: ")
