@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint launchers kernels gpu clean
+.PHONY: demo test lint launchers kernels gpu lowest clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py
@@ -34,6 +34,14 @@ kernels: $(VENV)/.test
 # For a machine with a GPU: the projection on the device, with times.
 gpu: $(VENV)/.test
 	$(BIN)/python -m pytest tests/gpu -s
+
+# The tests with the oldest versions that pyproject.toml states, on the last commit.
+lowest:
+	rm -rf build/lowest
+	git clone --quiet . build/lowest
+	$(PYTHON) tests/lowest.py > build/lowest/lowest.txt
+	PIP_CONSTRAINT="$(abspath build/lowest/lowest.txt)" $(MAKE) -C build/lowest .venv/.test
+	cd build/lowest && .venv/bin/python -m pytest
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
