@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint launchers kernels gpu wheels clean
+.PHONY: demo test lint launchers kernels gpu wheels lowest clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py
@@ -44,6 +44,14 @@ wheels: $(VENV)/.build
 	$(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart*' -w dist dist/raw/*.whl
 
 BUILD_WHEEL = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m build --quiet --wheel --no-isolation -o dist/raw
+
+# The tests with the oldest versions that pyproject.toml states, on the last commit.
+lowest:
+	rm -rf build/lowest
+	git clone --quiet . build/lowest
+	$(PYTHON) tests/lowest.py > build/lowest/lowest.txt
+	PIP_CONSTRAINT="$(abspath build/lowest/lowest.txt)" $(MAKE) -C build/lowest .venv/.test
+	cd build/lowest && .venv/bin/python -m pytest
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
