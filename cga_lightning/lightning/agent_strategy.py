@@ -17,6 +17,7 @@ from cga_lightning.algorithms import ALGORITHMS
 from cga_lightning.core.algorithm import Algorithm
 from cga_lightning.core.layout import FlatLayout
 from cga_lightning.lightning import internals, refusals, trees
+from cga_lightning.lightning.advice import advise_on_momentum
 from cga_lightning.lightning.agent_files import AgentFiles, Resume, of_equal_agents, remove_shards
 from cga_lightning.lightning.agreement import DifferenceWarning, check_same_model, monitored
 from cga_lightning.lightning.consensus import Consensus
@@ -145,6 +146,8 @@ class AgentStrategy(Strategy):
         FlatLayout(trainable(self.module))
         super().setup_optimizers(trainer)
         refusals.refuse_optimizers(self.optimizers)
+        if self.is_global_zero:
+            advise_on_momentum(self.algorithm, self.optimizers)
         for optimizer in filter(lambda optimizer: isinstance(optimizer, Optimizer), self.optimizers):
             optimizer.register_step_pre_hook(self._cross.forbid_steps_in_passes)
 
