@@ -8,10 +8,13 @@ from __future__ import annotations
 from cga_lightning import ops, partition
 from cga_lightning.algorithms import (
     CGA,
+    D2,
     DPSGD,
+    EXTRA,
     NGC,
     SGP,
     Algorithm,
+    ExactDiffusion,
     GradientTracking,
     QuasiGlobalMomentum,
     SwarmSGD,
@@ -37,7 +40,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CGA",
+    "D2",
     "DPSGD",
+    "EXTRA",
     "NGC",
     "QSGD",
     "SGP",
@@ -51,6 +56,7 @@ __all__ = [
     "DirectedRing",
     "ErdosRenyi",
     "ErrorFeedback",
+    "ExactDiffusion",
     "Exponential",
     "FromMatrix",
     "GradientTracking",

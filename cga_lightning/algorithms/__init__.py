@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from cga_lightning.algorithms.cga import CGA
 from cga_lightning.algorithms.dpsgd import DPSGD
+from cga_lightning.algorithms.exact_diffusion import D2, EXTRA, ExactDiffusion
 from cga_lightning.algorithms.ngc import NGC
 from cga_lightning.algorithms.quasi_global import QuasiGlobalMomentum
 from cga_lightning.algorithms.sgp import SGP
@@ -16,10 +17,13 @@ from cga_lightning.names import lookup
 __all__ = [
     "ALGORITHMS",
     "CGA",
+    "D2",
     "DPSGD",
+    "EXTRA",
     "NGC",
     "SGP",
     "Algorithm",
+    "ExactDiffusion",
     "Exchange",
     "GradientTracking",
     "Messages",
@@ -40,6 +44,9 @@ ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "ngc": NGC,
     "compngc": lambda: NGC(compressor="scaled_sign"),
     "gradient_tracking": GradientTracking,
+    "d2": D2,
+    "exact_diffusion": ExactDiffusion,
+    "extra": EXTRA,
 }
 
 
