@@ -26,6 +26,9 @@ CASES: list[tuple[cga.Algorithm, str]] = [
     (cga.QuasiGlobalMomentum(cga.SGP()), "directed_ring"),
     (cga.WireDtype(cga.CGA(compressor=cga.ScaledSign())), "ring"),
     (cga.SGP(), "directed_ring"),
+    (cga.LocalSteps(cga.CGA(), 3), "ring"),
+    (cga.LocalSteps(cga.D2(), 2), "ring"),
+    (cga.LocalSteps(cga.DPSGD(), 2), "one_peer_exponential"),
     (cga.DPSGD(), "one_peer_exponential"),
     (cga.SwarmSGD(local_steps=3, pairs=1), "bipartite"),
 ]

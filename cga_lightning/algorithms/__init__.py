@@ -5,6 +5,7 @@ from collections.abc import Callable
 from cga_lightning.algorithms.cga import CGA
 from cga_lightning.algorithms.dpsgd import DPSGD
 from cga_lightning.algorithms.exact_diffusion import D2, EXTRA, ExactDiffusion
+from cga_lightning.algorithms.local_steps import LocalSteps
 from cga_lightning.algorithms.ngc import NGC
 from cga_lightning.algorithms.quasi_global import QuasiGlobalMomentum
 from cga_lightning.algorithms.sgp import SGP
@@ -26,6 +27,7 @@ __all__ = [
     "ExactDiffusion",
     "Exchange",
     "GradientTracking",
+    "LocalSteps",
     "Messages",
     "QuasiGlobalMomentum",
     "Step",

@@ -21,7 +21,7 @@ class D2(Algorithm):
         psi_t^j = x_t^j - lr * grad F_j(x_t^j),    x_{t+1}^j = sum_l pi_jl (psi_t^l + x_t^l - psi_{t-1}^l),
 
     and psi_{-1}^j = x_0^j, all equal at the start. All agents come to rest at the optimum of the sum of losses, at the
-    bytes of DPSGD and one gradient. Any optimizer will do: psi is wherever it has gone, also in several local steps.
+    bytes of DPSGD and one gradient. Any optimizer will do: psi is wherever it has gone.
 
     With an eigenvalue of the mixing matrix below -1/3 the recursion diverges, and at it, as on a ring of an even number
     of agents, only the slopes of the losses let it settle. There every agent keeps a share s of its own, as little as
@@ -79,11 +79,8 @@ class ExactDiffusion(D2):
         psi_t^j = x_t^j - lr * grad F_j(x_t^j),    phi_t^j = psi_t^j + x_t^j - psi_{t-1}^j,
         x_{t+1}^j = (phi_t^j + sum_l pi_jl phi_t^l) / 2.
 
-    With several local steps, `LocalSteps(ExactDiffusion(), k)`, it is local exact diffusion (LED).
-
     Source: Yuan, Ying, Zhao and Sayed, "Exact Diffusion for Distributed Optimization and Learning - Part I", IEEE
-    Transactions on Signal Processing 67(3), 2019, Algorithm 1; LED: Alghunaim, "Local Exact-Diffusion for Decentralized
-    Optimization and Learning", IEEE Transactions on Automatic Control 69(11), 2024.
+    Transactions on Signal Processing 67(3), 2019, Algorithm 1.
     """
 
     def __init__(self) -> None:
