@@ -132,7 +132,8 @@ class Topology(ABC):
         Raises:
             ValueError: the mixing matrix is not symmetric.
         """
-        return self._eigenvalues.copy()
+        eigenvalues: Matrix = self._eigenvalues.copy()
+        return eigenvalues
 
     def __repr__(self) -> str:
         settings = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "agents"]
@@ -222,8 +223,7 @@ class Topology(ABC):
         matrix = self._matrix()
         if not np.allclose(matrix, matrix.T, atol=ROUNDING):
             raise ValueError(f"The mixing matrix of {self!r} must be symmetric here; use an undirected topology.")
-        eigenvalues: Matrix = np.linalg.eigvalsh(matrix)
-        return eigenvalues
+        return np.linalg.eigvalsh(matrix).astype(np.float64)
 
     @property
     def _has_own_weights(self) -> bool:
