@@ -3,10 +3,14 @@
 from collections.abc import Callable
 
 from cga_lightning.algorithms.cga import CGA
+from cga_lightning.algorithms.decentlam import DecentLaM
 from cga_lightning.algorithms.dpsgd import DPSGD
 from cga_lightning.algorithms.exact_diffusion import D2, EXTRA, ExactDiffusion
+from cga_lightning.algorithms.gut import GUT
+from cga_lightning.algorithms.kgt import KGT
 from cga_lightning.algorithms.local_steps import LocalSteps
 from cga_lightning.algorithms.ngc import NGC
+from cga_lightning.algorithms.periodic_averaging import PeriodicAveraging
 from cga_lightning.algorithms.quasi_global import QuasiGlobalMomentum
 from cga_lightning.algorithms.sgp import SGP
 from cga_lightning.algorithms.swarm import SwarmSGD
@@ -21,7 +25,11 @@ __all__ = [
     "D2",
     "DPSGD",
     "EXTRA",
+    "GUT",
+    "KGT",
     "NGC",
+    "DecentLaM",
+    "PeriodicAveraging",
     "SGP",
     "Algorithm",
     "ExactDiffusion",
@@ -49,6 +57,9 @@ ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "d2": D2,
     "exact_diffusion": ExactDiffusion,
     "extra": EXTRA,
+    "kgt": KGT,
+    "gut": GUT,
+    "decentlam": DecentLaM,
 }
 
 
