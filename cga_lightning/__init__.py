@@ -29,16 +29,21 @@ from cga_lightning.compression import QSGD, Compressor, ErrorFeedback, Identity,
 from cga_lightning.core import Agent, LocalCommunicator, StepDriver
 from cga_lightning.lightning import ConsensusMonitor, DecentralizedStrategy, PartitionedDataModule, SimulatedStrategy
 from cga_lightning.topology import (
+    BaseGraph,
     Bipartite,
     Complete,
     DirectedRing,
     ErdosRenyi,
     Exponential,
     FromMatrix,
+    Hypercube,
     OnePeerExponential,
     Ring,
+    SmallWorld,
+    Star,
     Topology,
     Torus,
+    Tree,
 )
 
 __version__ = "0.1.0"
@@ -57,6 +62,7 @@ __all__ = [
     "SGP",
     "Agent",
     "Algorithm",
+    "BaseGraph",
     "Bipartite",
     "Complete",
     "Compressor",
@@ -82,8 +88,12 @@ __all__ = [
     "StepDriver",
     "SwarmSGD",
     "TopK",
+    "Hypercube",
+    "SmallWorld",
+    "Star",
     "Topology",
     "Torus",
+    "Tree",
     "WireDtype",
     "ops",
     "partition",

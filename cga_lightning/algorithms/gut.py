@@ -16,8 +16,8 @@ class GUT(Algorithm):
         w_{t+1}^j = sum_l pi_jl x_{t+1}^l,
 
     and psi_{-1}^j = w_0^j. That is what the published code without momentum comes to, which writes it with
-    y_t = (x_t - x_{t+1}) / lr, and delta_t for the part of y_t without mu. mu = 1 is D2, mu = 0 DPSGD in the order adapt, then combine:
-    the bias from data that differ is that of DPSGD at the rate (1 - mu) lr.
+    y_t = (x_t - x_{t+1}) / lr, and delta_t for the part of y_t without mu. mu = 1 would be D2, mu = 0 is DPSGD in the
+    order adapt, then combine: the bias from data that differ is that of DPSGD at the rate (1 - mu) lr.
 
     Args:
         mu: how much is tracked, in [0, 1): 0.9 in the published runs without momentum, 0.06 and less with it.
