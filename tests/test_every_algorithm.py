@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 import cga_lightning as cga
 from cga_lightning.algorithms import ALGORITHMS, from_name
 from cga_lightning.topology import TOPOLOGIES
 from tests.quadratics import Quadratics, train
-from tests.toys import QUIET, in_processes, largest_difference, simulated
+from tests.toys import QUIET, Classifier, OwnData, in_processes, largest_difference, one_class_each, simulated
 
 AGENTS = 4
 
@@ -44,6 +46,32 @@ def test_processes_equal_the_simulation(algorithm: cga.Algorithm, topology: str,
     assert largest_difference(processes, expected) <= 1e-6
     others = expected[1:]
     assert largest_difference(expected[:1] * len(others), others) > 1e-4  # else all agents are alike
+
+
+def simulated_epochs(algorithm: cga.Algorithm, topology: str, epochs: int, **options: Any) -> list[dict[str, Tensor]]:
+    """The agents' weights after so many epochs of four steps."""
+    strategy = cga.SimulatedStrategy(AGENTS, algorithm, topology)
+    path = options.pop("ckpt_path", None)
+    trainer = pl.Trainer(strategy=strategy, devices=1, max_epochs=epochs, **QUIET | options)
+    trainer.fit(Classifier(), datamodule=OwnData(one_class_each(AGENTS)), ckpt_path=path)
+    return strategy.agent_state_dicts()
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+@pytest.mark.parametrize("algorithm, topology", CASES, ids=lambda value: str(value))
+def test_going_on_from_a_checkpoint_is_bit_equal(algorithm: cga.Algorithm, topology: str, tmp_path: Path) -> None:
+    files = pl.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}")
+    simulated_epochs(algorithm, topology, 1, enable_checkpointing=True, callbacks=[files])
+    resumed = simulated_epochs(algorithm, topology, 3, ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert largest_difference(resumed, simulated_epochs(algorithm, topology, 3)) == 0
+
+
+@pytest.mark.parametrize("algorithm, topology", CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_half_precision(algorithm: cga.Algorithm, topology: str, precision: str) -> None:
+    short = simulated_epochs(algorithm, topology, 2, precision=precision)
+    assert {value.dtype.itemsize for state in short for value in state.values()} == {2}
+    assert 0 < largest_difference(short, simulated_epochs(algorithm, topology, 2)) < 0.2
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
