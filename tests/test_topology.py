@@ -6,28 +6,33 @@ from dataclasses import FrozenInstanceError, dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cga_lightning.topology import (
     TOPOLOGIES,
+    BaseGraph,
     Bipartite,
     Complete,
     DirectedRing,
     ErdosRenyi,
     Exponential,
     FromMatrix,
+    Hypercube,
     OnePeerExponential,
     Ring,
+    SmallWorld,
+    Star,
     Topology,
     Torus,
+    Tree,
     from_name,
     spanning_tree,
 )
 from tests.graphs import connected
 
 
-class Star(Topology):
+class Hub(Topology):
     """The user's own: agent 0 in the middle."""
 
     def edges(self, agents):
@@ -90,8 +95,14 @@ class Weighted(Ring):
 
 
 NAMED = [from_name(name) for name in TOPOLOGIES]
-UNDIRECTED = [*(topology for topology in NAMED if not topology.directed), ErdosRenyi(p=0.3), Star()]
-DIRECTED = [topology for topology in NAMED if topology.directed]
+UNDIRECTED = [
+    *(topology for topology in NAMED if not topology.directed and type(topology).at is Topology.at),
+    ErdosRenyi(p=0.3),
+    SmallWorld(p=1.0),
+    Tree(branches=3),
+    Hub(),
+]
+DIRECTED = [*(topology for topology in NAMED if topology.directed), BaseGraph(), BaseGraph(k=3)]  # or varying in time
 HALVES = [[0.5, 0.5], [0.5, 0.5]]
 SIZES = [2, 3, 4, 5, 8, 9, 40]
 
@@ -142,7 +153,7 @@ def test_promises(topology, agents):
         assert_doubly_stochastic(bound.at(step).mixing_matrix())
         assert_edges_match_weights(bound.at(step), bound.at(step).mixing_matrix())
         assert_weights_are_rows(bound.at(step))
-    assert set(bound.phases) == {bound.at(step) for step in range(7)}
+    assert set(bound.phases) == {bound.at(step) for step in range(max(7, len(bound.phases)))}
 
 
 @pytest.mark.parametrize("agents", SIZES)
@@ -218,7 +229,7 @@ def test_weights_by_hand():
     np.testing.assert_allclose(Ring(2).mixing_matrix(), [[0.5, 0.5], [0.5, 0.5]])
     np.testing.assert_allclose(Ring(5).mixing_matrix()[0], [1 / 3, 1 / 3, 0, 0, 1 / 3])
     np.testing.assert_allclose(Complete(5).mixing_matrix(), np.full((5, 5), 0.2))
-    np.testing.assert_allclose(Star(4).mixing_matrix()[1], [1 / 4, 3 / 4, 0, 0])
+    np.testing.assert_allclose(Hub(4).mixing_matrix()[1], [1 / 4, 3 / 4, 0, 0])
     np.testing.assert_allclose(DirectedRing(3).mixing_matrix(), [[0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0.5, 0.5]])
 
 
@@ -238,6 +249,52 @@ def test_one_peer_exponential_averages_in_one_period(agents):
     np.testing.assert_allclose(product, 1 / agents, atol=1e-12)
     assert topology.at(period) == topology.at(0)
     assert all(len(topology.at(t).out_neighbors(0)) == 1 for t in range(period))
+
+
+@settings(deadline=None)
+@given(st.integers(2, 130), st.integers(1, 6))
+def test_base_graphs_average_exactly_in_one_period_with_k_neighbors(agents, k):
+    topology = BaseGraph(agents, k=k).bind(agents)
+    product = np.eye(agents)
+    for graph in topology.phases:
+        product = graph.mixing_matrix() @ product
+        assert graph.symmetric and graph.highest_degree()[1] <= k
+    np.testing.assert_allclose(product, 1 / agents, atol=1e-12)
+    assert len(topology.phases) <= 2 * np.log(agents) / np.log(k + 1) + 2
+    assert topology.at(len(topology.phases)) is topology.at(0)
+
+
+def test_a_base_graph_of_a_power_of_two_is_a_hypercube_bit_by_bit():
+    graphs = BaseGraph(8).phases
+    assert [graph.neighbors(0) for graph in graphs] == [[1], [2], [4]]
+    assert len(BaseGraph(5).phases) == 5 and len(BaseGraph(6).phases) == 4  # 6 = 2 x 3
+    assert len(BaseGraph(6, k=2).phases) == 2 and len(BaseGraph(7, k=6).phases) == 1
+
+
+def test_stars_trees_hypercubes_and_small_worlds():
+    assert [Star(5).neighbors(r) for r in (0, 3)] == [[1, 2, 3, 4], [0]]
+    assert [Tree(7).neighbors(r) for r in (0, 1, 6)] == [[1, 2], [0, 3, 4], [2]]
+    assert Tree(4, branches=1).neighbors(1) == [0, 2]
+    assert Hypercube(8).neighbors(5) == [1, 4, 7] and Hypercube(6).neighbors(5) == [1, 4]
+    world, ring = SmallWorld(40, p=0.5), Ring(40)
+    shortcuts = {(a, b) for a in range(40) for b in world.neighbors(a) if b not in ring.neighbors(a) and a < b}
+    assert 8 <= len(shortcuts) <= 32 and all(set(ring.neighbors(r)) <= set(world.neighbors(r)) for r in range(40))
+    assert world == SmallWorld(40, p=0.5) and world.spectral_gap() > 3 * ring.spectral_gap()
+    assert any(world.neighbors(r) != SmallWorld(40, p=0.5, seed=1).neighbors(r) for r in range(40))
+    assert [SmallWorld(9, p=0.0).neighbors(r) for r in range(9)] == [Ring(9).neighbors(r) for r in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BaseGraph(5, k=0), "BaseGraph needs k of at least 1, got k=0"),
+        (lambda: Tree(5, branches=0), "Tree needs branches of at least 1, got branches=0"),
+        (lambda: SmallWorld(5, p=1.5), "SmallWorld needs 0 <= p <= 1, got p=1.5"),
+    ],
+)
+def test_bad_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_directed_graphs_have_no_neighbors():

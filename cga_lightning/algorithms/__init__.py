@@ -3,9 +3,15 @@
 from collections.abc import Callable
 
 from cga_lightning.algorithms.cga import CGA
+from cga_lightning.algorithms.decentlam import DecentLaM
 from cga_lightning.algorithms.differences import Compressed
 from cga_lightning.algorithms.dpsgd import DPSGD
+from cga_lightning.algorithms.exact_diffusion import D2, EXTRA, ExactDiffusion
+from cga_lightning.algorithms.gut import GUT
+from cga_lightning.algorithms.kgt import KGT
+from cga_lightning.algorithms.local_steps import LocalSteps
 from cga_lightning.algorithms.ngc import NGC
+from cga_lightning.algorithms.periodic_averaging import PeriodicAveraging
 from cga_lightning.algorithms.quasi_global import QuasiGlobalMomentum
 from cga_lightning.algorithms.relay import RelaySGD
 from cga_lightning.algorithms.sgp import SGP
@@ -18,13 +24,21 @@ from cga_lightning.names import lookup
 __all__ = [
     "ALGORITHMS",
     "CGA",
+    "D2",
     "DPSGD",
+    "EXTRA",
+    "GUT",
+    "KGT",
     "NGC",
+    "DecentLaM",
+    "PeriodicAveraging",
     "SGP",
     "Algorithm",
     "Compressed",
+    "ExactDiffusion",
     "Exchange",
     "GradientTracking",
+    "LocalSteps",
     "Messages",
     "QuasiGlobalMomentum",
     "RelaySGD",
@@ -46,6 +60,12 @@ ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "gradient_tracking": GradientTracking,
     "relaysgd": RelaySGD,
     "relay": lambda: RelaySGD(hops=3, gradients=True),
+    "d2": D2,
+    "exact_diffusion": ExactDiffusion,
+    "extra": EXTRA,
+    "kgt": KGT,
+    "gut": GUT,
+    "decentlam": DecentLaM,
 }
 
 

@@ -11,7 +11,7 @@ from cga_lightning.algorithms.differences import differences
 from cga_lightning.compression import Compressor
 from cga_lightning.core.agent import Agent
 from cga_lightning.core.algorithm import Algorithm, Exchange, Messages, Step
-from cga_lightning.topology import Topology, Tree, spanning_tree
+from cga_lightning.topology import SpanningTree, Topology, spanning_tree
 
 
 class RelaySGD(Algorithm):
@@ -101,7 +101,7 @@ class RelaySGD(Algorithm):
         """Relay the models."""
         agent.params = yield from self._relayed(agent, "models", agent.params)
 
-    def _start(self, agent: Agent, tree: Tree) -> None:
+    def _start(self, agent: Agent, tree: SpanningTree) -> None:
         """On another tree sums start anew, and both ends of its edges without replicas."""
         beyond = tree.beyond(agent.rank, self._weights(agent))
         agent.state.clear()

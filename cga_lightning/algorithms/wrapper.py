@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Literal
 
-from cga_lightning.core.algorithm import Algorithm, Exchange, Messages, Step
+from cga_lightning.core.algorithm import Algorithm, Exchange, Graphs, Messages, Step
 from cga_lightning.topology import Topology
 
 
@@ -29,7 +28,7 @@ class Wrapper(Algorithm):
         return self.algorithm.exchanges
 
     @property
-    def graphs(self) -> Literal["undirected", "balanced", "any"]:  # type: ignore[override]
+    def graphs(self) -> Graphs:  # type: ignore[override]
         """Where the wrapped algorithm runs."""
         return self.algorithm.graphs
 
@@ -42,6 +41,11 @@ class Wrapper(Algorithm):
     def most_neighbors(self) -> int | None:  # type: ignore[override]
         """Of how many neighbors the wrapped algorithm can take messages up."""
         return self.algorithm.most_neighbors
+
+    @property
+    def takes_momentum(self) -> bool:  # type: ignore[override]
+        """Whether the optimizer may have a momentum of its own under the wrapped algorithm."""
+        return self.algorithm.takes_momentum
 
     def check(self, topology: Topology) -> None:
         """Refuse what the wrapped algorithm refuses; it may have a check of its own."""

@@ -17,6 +17,10 @@ Messages: TypeAlias = Mapping[int, Tensor]
 """Tensors by rank: to whom they go (outbox) or from whom they come (inbox)."""
 
 
+Graphs: TypeAlias = Literal["fixed", "undirected", "balanced", "any"]
+"""Where an algorithm runs, see `Algorithm.graphs`."""
+
+
 class Exchange(NamedTuple):
     """One exchange of one agent, where those that it hears of are not those that it writes to."""
 
@@ -71,8 +75,9 @@ class Algorithm(ABC):
     exchanges: ClassVar[tuple[str, ...]] = ()
     """What is sent in each exchange of one step, in order: the keys of `strategy.traffic` and of error messages."""
 
-    graphs: ClassVar[Literal["undirected", "balanced", "any"]] = "undirected"
-    """Where it runs: every edge has a way back; or the mixing matrix is doubly stochastic; or its columns sum to 1."""
+    graphs: ClassVar[Graphs] = "undirected"
+    """Where it runs: every edge has a way back, and "fixed": that at every step; or the mixing matrix is doubly
+    stochastic; or its columns sum to 1."""
 
     averages_models_only: ClassVar[bool] = False
     """Whether agents agree by averaging models alone, after each has stepped along its own gradient. With an optimizer
@@ -80,6 +85,9 @@ class Algorithm(ABC):
 
     most_neighbors: ClassVar[int | None] = None
     """Of how many neighbors an agent can take messages up in one step; None for any number."""
+
+    takes_momentum: ClassVar[bool] = True
+    """Whether the optimizer may have a momentum of its own."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -93,10 +101,15 @@ class Algorithm(ABC):
         Raises:
             ValueError: says which will do.
         """
-        if self.graphs == "undirected" and not topology.symmetric:
+        if self.graphs in ("undirected", "fixed") and not topology.symmetric:
             raise ValueError(
                 f"{self!r} answers those that write to it, but edges of {topology!r} have no way back. Use an "
                 'undirected topology such as "ring" or "exponential", or an algorithm for directed ones such as "sgp".'
+            )
+        if self.graphs == "fixed" and topology.phases != (topology,):
+            raise ValueError(
+                f"{self!r} remembers what was said along each edge, but the edges of {topology!r} vary in time. Use "
+                'a topology that does not, such as "ring" or "exponential", or an algorithm such as "dpsgd".'
             )
         if self.graphs == "balanced" and not np.allclose(topology.mixing_matrix().sum(axis=1), 1):
             raise ValueError(

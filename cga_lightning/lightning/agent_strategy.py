@@ -17,6 +17,7 @@ from cga_lightning.algorithms import ALGORITHMS
 from cga_lightning.core.algorithm import Algorithm
 from cga_lightning.core.layout import FlatLayout
 from cga_lightning.lightning import internals, refusals, trees
+from cga_lightning.lightning.advice import advise
 from cga_lightning.lightning.agent_files import AgentFiles, Resume, of_equal_agents, remove_shards
 from cga_lightning.lightning.agreement import DifferenceWarning, check_same_model, monitored
 from cga_lightning.lightning.consensus import Consensus
@@ -25,6 +26,7 @@ from cga_lightning.lightning.loaders import LoadersOfPeers, LoadersOfSimulation,
 from cga_lightning.lightning.peers import Peers
 from cga_lightning.lightning.phases import Phases
 from cga_lightning.lightning.requeue import RequeueSignal
+from cga_lightning.lightning.settling import Settling
 from cga_lightning.lightning.training import Training, as_numbers, mean_by_name
 from cga_lightning.lightning.transitions import Next, Transitions
 from cga_lightning.names import check_choice, resolved
@@ -35,7 +37,7 @@ from cga_lightning.topology import TOPOLOGIES, Topology
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
-EvalModel = Literal["consensus", "own"]
+EvalModel = Literal["consensus", "own", "mixed"]
 
 
 class AgentStrategy(Strategy):
@@ -45,7 +47,9 @@ class AgentStrategy(Strategy):
         algorithm: an `Algorithm`, or its name.
         topology: a `Topology`, bound to a number of agents or not, or its name.
         uneven: what happens when the agents' train loaders have different lengths, see `agreed_length`.
-        eval_model: validate with the mean of all agents' models ("consensus") or with each agent's "own".
+        eval_model: validate with the mean of all agents' models ("consensus"), with each agent's "own", or with that
+            after one round of gossip ("mixed").
+        settle: how many rounds of gossip agents make before they are validated on their own or handed out.
         resume: on fit(ckpt_path=...), every agent goes on from its own part of the checkpoint ("agents"), or all
             start from the model in it ("consensus").
         peers: the processes of the run.
@@ -60,6 +64,7 @@ class AgentStrategy(Strategy):
         *,
         uneven: Uneven,
         eval_model: EvalModel,
+        settle: int,
         resume: Resume,
         peers: Peers,
         loaders: LoadersOfPeers | LoadersOfSimulation,
@@ -67,12 +72,13 @@ class AgentStrategy(Strategy):
     ) -> None:
         super().__init__(**base)
         check_choice("uneven", uneven, ("cycle", "min", "error"))
-        check_choice("eval_model", eval_model, ("consensus", "own"))
+        check_choice("eval_model", eval_model, ("consensus", "own", "mixed"))
         check_choice("resume", resume, ("agents", "consensus"))
         self.algorithm: Algorithm = resolved("algorithm", ALGORITHMS, algorithm, Algorithm)
         self.topology: Topology = resolved("topology", TOPOLOGIES, topology, Topology)
         self.uneven = uneven
         self.eval_model = eval_model
+        self.settle = settle
         self.resume = resume
         self._layer_sync: Any = None  # set by the Trainer
         self._peers = peers
@@ -81,12 +87,14 @@ class AgentStrategy(Strategy):
         self._training = Training(self, self._cross, self._check_same_model)
         check = partial(self._check_same_model, "to average it")
         self._consensus = Consensus(peers, self._training.states, self._training.overwrite, check)
+        check = partial(self._check_same_model, "to let them settle")
+        self._settling = Settling(self, settle, eval_model == "mixed", self._steps_made, check)
         self._transitions = Transitions(peers, self._steps_made)
         self._phases = Phases(self, self._consensus, self._transitions)
         self._files = AgentFiles(self, peers)
         self._differences = DifferenceWarning()
         self._requeue = RequeueSignal(peers)
-        self._warned = False
+        self._advised = False
 
     # --- who
 
@@ -103,7 +111,9 @@ class AgentStrategy(Strategy):
     @property
     def traffic(self) -> Counter[str]:
         """Payload bytes that the agents of this process have sent so far, by name of the exchange."""
-        return self._training.traffic
+        traffic = self._training.traffic
+        traffic.update(self._settling.traffic)
+        return traffic
 
     @property
     def module(self) -> LightningModule:
@@ -124,6 +134,7 @@ class AgentStrategy(Strategy):
     def _bind(self, agents: int) -> None:
         self.topology = self.topology.bind(agents)
         self.algorithm.check(self.topology)
+        self._settling.check()
 
     def _configure_launcher(self) -> None:
         """In Trainer(...), once it knows all of its arguments: the first moment to refuse one."""
@@ -147,9 +158,9 @@ class AgentStrategy(Strategy):
         FlatLayout(trainable(self.module))
         super().setup_optimizers(trainer)
         refusals.refuse_optimizers(self.optimizers)
-        if self.is_global_zero and not self._warned:
-            refusals.warn_of_averaged_steps(self.algorithm, self.optimizers, trainer)
-            self._warned = True
+        if self.is_global_zero and not self._advised:
+            advise(self.algorithm, self.optimizers, trainer)
+            self._advised = True
         for optimizer in filter(lambda optimizer: isinstance(optimizer, Optimizer), self.optimizers):
             optimizer.register_step_pre_hook(self._cross.forbid_steps_in_passes)
 
@@ -163,7 +174,9 @@ class AgentStrategy(Strategy):
 
     def _settings(self) -> list[str]:
         """What all agents must agree on, for the reader of an error."""
-        return [f"{name} {getattr(self, name)!r}" for name in ("algorithm", "topology", "uneven", "eval_model")]
+        return [
+            f"{name} {getattr(self, name)!r}" for name in ("algorithm", "topology", "uneven", "eval_model", "settle")
+        ]
 
     # --- data
 
@@ -229,13 +242,19 @@ class AgentStrategy(Strategy):
     def agent_state_dicts(self) -> list[dict[str, Any]]:
         """The own state_dict of every agent of this process, copied; at any time during fit.
 
-        After fit, until the next one, that of a simulated agent; in processes all agents then have the consensus.
+        After fit, until the next one, that of a simulated agent; in processes all agents then have the consensus. With
+        `settle` or `eval_model="mixed"` after those rounds of gossip: a collective then, which every process must call.
 
         Raises:
             RuntimeError: before the first training step.
         """
         with self._consensus.put_aside():
-            return [self._state_dict(state) for state in self._training.residents.states()]
+            return [self._state_dict(state) for state in self._settled_states()]
+
+    def _settled_states(self) -> Sequence[State]:
+        states = self._training.residents.states()
+        alone = self._peers.left or len(states) == 1 and not self.agents_differ  # nobody answers, or all are alike
+        return states if alone else self._settling.settled(states)
 
     def _state_dict(self, state: State) -> dict[str, Any]:
         with ModuleState(self.module).activated(state):
@@ -268,10 +287,20 @@ class AgentStrategy(Strategy):
         """Whether a validation now puts the consensus in place of the agents' models."""
         return self.agents_differ and self.eval_model == "consensus"
 
-    def on_validation_start(self) -> None:
-        """The module holds the consensus already, see `Phases`, unless somebody has removed that callback."""
+    def begin_validation(self) -> None:
+        """From now on what is validated is the consensus, or agents that have settled. A collective."""
         if self.validates_consensus:
             self._consensus.enter(self.module)
+        elif self.agents_differ:
+            self._let_settle()
+
+    @abstractmethod
+    def _let_settle(self) -> None:
+        """From now on what is validated is the agents of this process after their rounds of gossip. A collective."""
+
+    def on_validation_start(self) -> None:
+        """The module holds what is validated already, see `Phases`, unless somebody has removed that callback."""
+        self.begin_validation()
         super().on_validation_start()
 
     def on_validation_end(self) -> None:

@@ -39,6 +39,7 @@ class Consensus:
         self._overwrite = overwrite
         self._check = check
         self._swapped: list[Swapped] = []
+        self._is_mean = True  # what the module holds, if it is swapped
 
     def mean(self) -> State:
         """The mean of all agents' models. A collective: every process must call it."""
@@ -58,19 +59,24 @@ class Consensus:
     @property
     def inside(self) -> bool:
         """Whether the module holds the consensus now."""
-        return bool(self._swapped)
+        return bool(self._swapped) and self._is_mean
 
     def enter(self, module: LightningModule) -> None:
         """From now on the module holds the consensus, until `leave`. A collective, unless it does so already."""
         if not self._swapped:
-            self._swapped = [Swapped(module, self.mean(), self._overwrite)]
+            self._swapped, self._is_mean = [Swapped(module, self.mean(), self._overwrite)], True
+
+    def enter_with(self, module: LightningModule, values: State) -> None:
+        """From now on the module holds these values of the one agent of this process in its place, until `leave`."""
+        if not self._swapped:
+            self._swapped, self._is_mean = [Swapped(module, values)], False
 
     def follow(self, module: LightningModule) -> None:
         """Where callbacks have put other weights in its place, such as moving averages, the mean of these.
 
         Until `unfollow`, which gives every agent back what its callback has put there. A collective.
         """
-        if len(self._swapped) == 1 and self._swapped[0].is_new:
+        if self.inside and len(self._swapped) == 1 and self._swapped[0].is_new:
             replaced = self._swapped[0].replaced()
             if any(self._peers.gather(replaced, "agreement on the model that is validated")):
                 states = [ModuleState(module).capture()]
@@ -110,7 +116,8 @@ class Consensus:
         if self.inside:
             yield
         else:
-            with ModuleState(module).activated(self.mean()):
+            mean = self.mean()
+            with self.put_aside(), ModuleState(module).activated(mean):
                 yield
 
     def left_in(self, module: LightningModule) -> State:

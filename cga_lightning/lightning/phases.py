@@ -57,8 +57,7 @@ class Phases(Callback):
         """The first of a validation. A collective."""
         if self._strategy.agents_differ:
             self._transitions.agree(Next.VALIDATION, trainer)
-        if self._strategy.validates_consensus:
-            self._consensus.enter(pl_module)
+        self._strategy.begin_validation()
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Callbacks that put other weights in place have done so. A collective at the first batch."""

@@ -1,9 +1,8 @@
-"""What cannot be trained by agents is refused at the start, and what they learn little from is warned of."""
+"""What cannot be trained by agents is refused at the start."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,15 +11,8 @@ import torch
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from cga_lightning.core.algorithm import Algorithm
-
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
-
-_log = logging.getLogger(__name__)
-
-LINEAR = (torch.optim.SGD,)
-"""Optimizers whose mean step, over agents, is their step along the mean gradient."""
 
 
 def refuse_layer_sync(layer_sync: object | None) -> None:
@@ -75,19 +67,6 @@ def refuse_optimizers(optimizers: Sequence[Optimizer]) -> None:
         raise ValueError(
             "LBFGS evaluates the loss several times per step, but a decentralized step exchanges gradients "
             "once. Use a first-order optimizer such as torch.optim.SGD or torch.optim.AdamW."
-        )
-
-
-def warn_of_averaged_steps(algorithm: Algorithm, optimizers: Sequence[Optimizer], trainer: Trainer) -> None:
-    """Tell whoever averages models, and nothing else, after steps that are not linear in the gradient."""
-    others = [type(optimizer).__name__ for optimizer in optimizers if not isinstance(optimizer, LINEAR)]
-    clipping = [f"Trainer(gradient_clip_val={trainer.gradient_clip_val})"] * bool(trainer.gradient_clip_val)
-    if algorithm.averages_models_only and others + clipping:
-        _log.warning(
-            f"{(others + clipping)[0]} does not step linearly in the gradient, and {type(algorithm).__name__} averages "
-            "models only after each agent's own steps. Where the agents' data differ, the mean of such steps is not a "
-            'step along the mean gradient, and agents learn little from each other. Use strategy="relay", which is '
-            "RelaySGD(hops=3, gradients=True), or torch.optim.SGD without clipping."
         )
 
 

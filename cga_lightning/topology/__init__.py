@@ -5,7 +5,7 @@ A topology is an immutable value. It is bound to a number of agents (`Ring(5)`),
 
 A new topology is a subclass with one method; `directed = True` in the class lets each edge go one way only:
 
-    class Star(Topology):
+    class Hub(Topology):
         def edges(self, agents):
             return [(0, rank) for rank in range(1, agents)]
 
@@ -38,13 +38,26 @@ A run checks all this when it binds the topology.
 
 from cga_lightning.names import lookup
 from cga_lightning.topology.base import Topology
+from cga_lightning.topology.base_graph import BaseGraph
 from cga_lightning.topology.directed import DirectedRing, OnePeerExponential
 from cga_lightning.topology.matrix import FromMatrix
-from cga_lightning.topology.tree import Tree, spanning_tree
-from cga_lightning.topology.undirected import Bipartite, Complete, ErdosRenyi, Exponential, Ring, Torus
+from cga_lightning.topology.tree import SpanningTree, spanning_tree
+from cga_lightning.topology.undirected import (
+    Bipartite,
+    Complete,
+    ErdosRenyi,
+    Exponential,
+    Hypercube,
+    Ring,
+    SmallWorld,
+    Star,
+    Torus,
+    Tree,
+)
 
 __all__ = [
     "TOPOLOGIES",
+    "BaseGraph",
     "Bipartite",
     "Complete",
     "DirectedRing",
@@ -52,7 +65,11 @@ __all__ = [
     "Exponential",
     "FromMatrix",
     "OnePeerExponential",
+    "Hypercube",
     "Ring",
+    "SmallWorld",
+    "SpanningTree",
+    "Star",
     "Topology",
     "Torus",
     "Tree",
@@ -69,6 +86,11 @@ TOPOLOGIES: dict[str, type[Topology]] = {
     "erdos_renyi": ErdosRenyi,
     "one_peer_exponential": OnePeerExponential,
     "directed_ring": DirectedRing,
+    "star": Star,
+    "tree": Tree,
+    "hypercube": Hypercube,
+    "small_world": SmallWorld,
+    "base_graph": BaseGraph,
 }
 
 

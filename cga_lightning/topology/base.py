@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from cga_lightning.topology.links import Edge, Links, pairs_of_ranks
-from cga_lightning.topology.mixing import Matrix, check_fits, metropolis_weights, push_weights, spectral_gap
+from cga_lightning.topology.mixing import ROUNDING, Matrix, check_fits, metropolis_weights, push_weights, spectral_gap
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,6 +126,15 @@ class Topology(ABC):
         """Return 1 - |second largest eigenvalue of W|: 1 agrees in one step, near 0 mixes slowly."""
         return self._gap
 
+    def eigenvalues(self) -> Matrix:
+        """Return the eigenvalues of the mixing matrix, float64 `[N]`, in ascending order: the last one is 1.
+
+        Raises:
+            ValueError: the mixing matrix is not symmetric.
+        """
+        eigenvalues: Matrix = self._eigenvalues.copy()
+        return eigenvalues
+
     def __repr__(self) -> str:
         settings = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "agents"]
         count = [] if self.agents is None else [str(self.agents)]
@@ -208,6 +217,13 @@ class Topology(ABC):
     @cached_property
     def _gap(self) -> float:
         return spectral_gap(self._matrix())
+
+    @cached_property
+    def _eigenvalues(self) -> Matrix:
+        matrix = self._matrix()
+        if not np.allclose(matrix, matrix.T, atol=ROUNDING):
+            raise ValueError(f"The mixing matrix of {self!r} must be symmetric here; use an undirected topology.")
+        return np.linalg.eigvalsh(matrix).astype(np.float64)
 
     @property
     def _has_own_weights(self) -> bool:

@@ -10,7 +10,7 @@ from cga_lightning.topology.base import Topology
 
 
 @dataclass(frozen=True)
-class Tree:
+class SpanningTree:
     """A tree among N agents.
 
     Attributes:
@@ -54,7 +54,7 @@ class Tree:
         return [tuple(sorted(ranks)) for ranks in neighbors]
 
 
-def spanning_tree(topology: Topology) -> Tree:
+def spanning_tree(topology: Topology) -> SpanningTree:
     """The tree of shortest paths from the root that makes its diameter smallest, the lowest rank of these.
 
     Whoever has the same topology finds the same tree. Its diameter is at most one above the smallest of all trees.
@@ -76,11 +76,11 @@ def spanning_tree(topology: Topology) -> Tree:
 
 
 @lru_cache(maxsize=8)  # one for all simulated agents; a bound method stands for this very topology, not its equals
-def _smallest(neighbors: Callable[[int], list[int]], agents: int) -> Tree:
+def _smallest(neighbors: Callable[[int], list[int]], agents: int) -> SpanningTree:
     return min((_shortest_paths(neighbors, agents, root) for root in range(agents)), key=lambda tree: tree.diameter)
 
 
-def _shortest_paths(neighbors: Callable[[int], list[int]], agents: int, root: int) -> Tree:
+def _shortest_paths(neighbors: Callable[[int], list[int]], agents: int, root: int) -> SpanningTree:
     parents, order = {root: root}, [root]
     for agent in order:
         if len(order) == agents:  # in dense graphs long before the last one
@@ -88,4 +88,4 @@ def _shortest_paths(neighbors: Callable[[int], list[int]], agents: int, root: in
         new = [other for other in neighbors(agent) if other not in parents]
         parents.update(dict.fromkeys(new, agent))
         order += new
-    return Tree(root, tuple(parents.get(rank, rank) for rank in range(agents)), tuple(order))
+    return SpanningTree(root, tuple(parents.get(rank, rank) for rank in range(agents)), tuple(order))

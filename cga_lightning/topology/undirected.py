@@ -113,6 +113,64 @@ class ErdosRenyi(Topology):
         )
 
 
+class Star(Topology):
+    """Agent 0 talks to everybody, all others to agent 0 only."""
+
+    def edges(self, agents: int) -> Iterable[Edge]:
+        """Agent 0 and each other one."""
+        return [(0, rank) for rank in range(1, agents)]
+
+
+@dataclass(frozen=True, repr=False)
+class Tree(Topology):
+    """Agent 0 is the root, and each agent has up to `branches` children, level by level.
+
+    Raises:
+        ValueError: `branches` is less than 1.
+    """
+
+    branches: int = 2
+
+    def edges(self, agents: int) -> Iterable[Edge]:
+        """Each agent but the root and its parent."""
+        if self.branches < 1:
+            raise ValueError(f"Tree needs branches of at least 1, got branches={self.branches}.")
+        return [((rank - 1) // self.branches, rank) for rank in range(1, agents)]
+
+
+class Hypercube(Topology):
+    """Ranks that differ in one bit are neighbors: log2 N each if N is a power of two, at most as many else."""
+
+    def edges(self, agents: int) -> Iterable[Edge]:
+        """Each rank and those with one bit more that exist."""
+        pairs = ((rank, rank ^ bit) for bit in powers_of_two(agents) for rank in range(agents))
+        return [(rank, other) for rank, other in pairs if rank < other < agents]
+
+
+@dataclass(frozen=True, repr=False)
+class SmallWorld(Topology):
+    """A ring with shortcuts: from each agent, with probability `p`, one to an agent drawn at random.
+
+    The same arguments give the same graph everywhere. Source: Newman and Watts, "Renormalization Group Analysis of the
+    Small-World Network Model", Physics Letters A 263, 1999.
+
+    Raises:
+        ValueError: `p` is not in [0, 1].
+    """
+
+    p: float = 0.5
+    seed: int = 0
+
+    def edges(self, agents: int) -> Iterable[Edge]:
+        """The ring, then the shortcuts that are drawn."""
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"SmallWorld needs 0 <= p <= 1, got p={self.p}.")
+        generator = np.random.default_rng(self.seed)
+        drawn = np.flatnonzero(generator.random(agents) < self.p).tolist()
+        lengths = generator.integers(1, agents, size=agents).tolist()
+        return [*hops(agents, 1), *((rank, (rank + lengths[rank]) % agents) for rank in drawn)]
+
+
 def _most_square(agents: int) -> int:
     """The largest divisor up to the square root."""
     return max(rows for rows in range(1, isqrt(agents) + 1) if agents % rows == 0)

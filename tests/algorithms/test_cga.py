@@ -64,7 +64,7 @@ def test_dpsgd_mixes_and_keeps_its_gradient() -> None:
 
 def test_the_reference_is_the_rule_of_the_published_code() -> None:
     settings = {"margin": 0.5, "weights": "mixing", "scope": "layer"}
-    assert CGA.reference().settings() == settings | {"eps": None, "compressor": None}
+    assert CGA.reference().settings() == settings | {"eps": None, "compressor": None, "correction": None}
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,34 @@ import re
 
 import pytest
 
-from cga_lightning import CGA, DPSGD, SGP, Algorithm, Complete, Compressed, DirectedRing, QuasiGlobalMomentum, WireDtype
+from cga_lightning import (
+    CGA,
+    DPSGD,
+    SGP,
+    Algorithm,
+    Complete,
+    Compressed,
+    DirectedRing,
+    LocalSteps,
+    QuasiGlobalMomentum,
+    WireDtype,
+)
 from cga_lightning.algorithms.wrapper import Wrapper
 
-WRAPPERS = [QuasiGlobalMomentum, WireDtype, Compressed, lambda algorithm: WireDtype(QuasiGlobalMomentum(algorithm))]
+WRAPPERS = [
+    QuasiGlobalMomentum,
+    WireDtype,
+    Compressed,
+    lambda algorithm: LocalSteps(algorithm, 2),
+    lambda algorithm: WireDtype(QuasiGlobalMomentum(algorithm)),
+]
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
 @pytest.mark.parametrize("algorithm", [CGA(), DPSGD(), SGP()], ids=repr)
 def test_where_it_runs_and_what_it_sends_is_up_to_the_algorithm(wrap: type[Wrapper], algorithm: Algorithm) -> None:
     wrapped = wrap(algorithm)
-    for name in ("exchanges", "graphs", "most_neighbors", "averages_models_only"):
+    for name in ("exchanges", "graphs", "most_neighbors", "averages_models_only", "takes_momentum"):
         assert getattr(wrapped, name) == getattr(algorithm, name)
 
 
