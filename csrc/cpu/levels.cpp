@@ -38,10 +38,14 @@ struct Digits {
     }
   }
 
-  // Writes to the end of the last byte.
+  // Writes to the end of the last byte. Bits are shifted, which the compiler does in vectors, and other digits looked up.
   static void unpack(const uint8_t* packed, int64_t count, uint8_t* codes) {
     for (int64_t i = 0; i < bytes(count); ++i) {
-      for (int digit = 0; digit < kPerByte; ++digit) codes[i * kPerByte + digit] = kDigits[packed[i]][digit];
+      for (int digit = 0; digit < kPerByte; ++digit) {
+        constexpr int kBits = 8 / kPerByte;
+        const uint8_t code = base == 3 ? kDigits[packed[i]][digit] : packed[i] >> (kBits * digit) & (base - 1);
+        codes[i * kPerByte + digit] = code;
+      }
     }
   }
 
