@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from cga_lightning.algorithms.cga import CGA
+from cga_lightning.algorithms.damsgrad import DAMSGrad
 from cga_lightning.algorithms.decentlam import DecentLaM
 from cga_lightning.algorithms.dpsgd import DPSGD
 from cga_lightning.algorithms.exact_diffusion import D2, EXTRA, ExactDiffusion
@@ -28,6 +29,7 @@ __all__ = [
     "GUT",
     "KGT",
     "NGC",
+    "DAMSGrad",
     "DecentLaM",
     "PeriodicAveraging",
     "SGP",
@@ -60,6 +62,7 @@ ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "kgt": KGT,
     "gut": GUT,
     "decentlam": DecentLaM,
+    "damsgrad": DAMSGrad,
 }
 
 
