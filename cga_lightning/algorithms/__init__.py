@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from cga_lightning.algorithms.cga import CGA
+from cga_lightning.algorithms.damsgrad import DAMSGrad
 from cga_lightning.algorithms.decentlam import DecentLaM
 from cga_lightning.algorithms.differences import Compressed
 from cga_lightning.algorithms.dpsgd import DPSGD
@@ -30,6 +31,7 @@ __all__ = [
     "GUT",
     "KGT",
     "NGC",
+    "DAMSGrad",
     "DecentLaM",
     "PeriodicAveraging",
     "SGP",
@@ -66,6 +68,7 @@ ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "kgt": KGT,
     "gut": GUT,
     "decentlam": DecentLaM,
+    "damsgrad": DAMSGrad,
 }
 
 

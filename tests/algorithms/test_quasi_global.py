@@ -22,7 +22,7 @@ def test_around_gossip_it_is_the_published_recursion() -> None:
     torch.testing.assert_close(train(problem, algorithm, Ring(5), lr=lambda step: lr, steps=20), x)
 
 
-@pytest.mark.parametrize("name", sorted({*ALGORITHMS} - {"decentlam"}))  # which has a momentum of its own
+@pytest.mark.parametrize("name", sorted({*ALGORITHMS} - {"decentlam", "damsgrad"}))  # with momenta of their own
 def test_it_accelerates_every_algorithm(name: str) -> None:
     problem = Quadratics(5, heterogeneity=0.0)
     plain, faster = (
