@@ -70,6 +70,21 @@ def test_the_parts_make_up_the_whole(float32: Machine) -> None:
     assert same(arrays, parts)
 
 
+@pytest.mark.parametrize("cross", [2, 12])
+def test_stretches_of_zeros_are_not_read_element_by_element(float32: Machine, cross: int) -> None:
+    """The first row of two slots: it is read once more, in 16 bytes, and no other row is."""
+    length, stretch = 16_384, 8_192
+    case = random_case(cross, length)
+    float32.accesses()
+    float32.run(case, "products")
+    usual = float32.accesses()
+    case.rows[0, :stretch] = 0
+    float32.run(case, "products")
+    found = float32.accesses()
+    assert found.pop(16) - usual.pop(16) == stretch // 4
+    assert found == usual
+
+
 def altered(folder: Path, file: str, old: str, new: str) -> Path:
     """A copy of the sources with one fault."""
     csrc = folder / "csrc"
