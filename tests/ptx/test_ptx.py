@@ -20,7 +20,10 @@ from machine import Machine, build, errors, missing
 
 from cga_lightning.ops import _plan
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+pytestmark = [
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+    pytest.mark.timeout(900),  # half a minute of compiling, but on a busy machine
+]
 SEGMENTS = (0, 1024, 1024, 1040, 9_013)
 TURING = _plan.Device(capability=(7, 5), processors=4)
 COUNTS = (1, 2, 4, 8, 9, 12, 20, 33, 64)
