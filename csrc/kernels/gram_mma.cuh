@@ -134,9 +134,14 @@ struct MmaProducts {
   // Whether the warp's columns hold what float32 cannot.
   __device__ __forceinline__ bool are_delicate(const Problem& problem, const Run& run) const {
     __syncwarp(kWarp);  // the totals of other lanes are read
-    bool unsafe = false;
-    for (int i = lane_index(); i <= problem.cross; i += 32) unsafe |= !is_safe(totals[fragment_index<B>(i, i)]);
-    return __ballot_sync(kWarp, unsafe) != 0 && is_delicate<T>(problem.rows, problem.cross + 1, run);
+    bool delicate = false;
+    for (int first = 0; first <= problem.cross; first += 32) {
+      const int i = first + lane_index();
+      const double squares = i <= problem.cross ? totals[fragment_index<B>(i, i)] : 1;
+      const unsigned unsafe = __ballot_sync(kWarp, !is_safe(squares)), zero = __ballot_sync(kWarp, squares == 0);
+      delicate = delicate || any_is_delicate<T>(problem, run, first, unsafe, zero);
+    }
+    return delicate;
   }
 };
 

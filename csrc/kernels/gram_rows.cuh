@@ -56,13 +56,15 @@ struct RowProducts {
 
   // Whether the warp's columns hold what float32 cannot.
   __device__ __forceinline__ bool are_delicate(const Problem& problem, const Run& run) const {
-    bool unsafe = false;
+    unsigned unsafe = 0, zero = 0;  // by row
 #pragma unroll
     for (int i = 0; i < M; ++i) {
       const int p = i * (i + 1) / 2 + i;
-      if (lane_index() == p % 32) unsafe |= !is_safe(total[p / 32]);
+      const bool mine = lane_index() == p % 32;
+      unsafe |= (__ballot_sync(kWarp, mine && !is_safe(total[p / 32])) != 0) << i;
+      zero |= (__ballot_sync(kWarp, mine && total[p / 32] == 0) != 0) << i;
     }
-    return __ballot_sync(kWarp, unsafe) != 0 && is_delicate<T>(problem.rows, M, run);
+    return any_is_delicate<T>(problem, run, 0, unsafe, zero);
   }
 };
 

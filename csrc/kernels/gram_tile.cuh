@@ -56,8 +56,12 @@ struct TileProducts {
     bool unsafe = false;
 #pragma unroll
     for (int o = 0; o < kOwned; ++o) unsafe |= !is_safe(fabs(total[o]));
-    return __ballot_sync(kWarp, unsafe) != 0 &&
-           (is_delicate<T>(left, kTile, run) || is_delicate<T>(right, kTile, run));
+    if (__ballot_sync(kWarp, unsafe) == 0) return false;
+    bool delicate = false;
+    for (int i = 0; i < kTile; ++i) {
+      delicate |= is_delicate(static_cast<const T*>(left[i]), run) || is_delicate(static_cast<const T*>(right[i]), run);
+    }
+    return delicate;
   }
 };
 

@@ -17,7 +17,7 @@
   KERNEL(combine_##suffix, 256, 4, cga::combine<T>(problem))
 
 #define CGA_FAST_KERNELS(KERNEL, suffix, T)                                     \
-  KERNEL(gram_rows3_##suffix, 256, 2, cga::gram_rows<T, 3>(problem))            \
+  KERNEL(gram_rows3_##suffix, 256, 3, cga::gram_rows<T, 3>(problem))            \
   KERNEL(gram_rows5_##suffix, 256, 2, cga::gram_rows<T, 5>(problem))            \
   KERNEL(gram_rows9_##suffix, 256, 2, cga::gram_rows<T, 9>(problem))            \
   KERNEL(gram_mma2_##suffix, 128, 4, cga::gram_mma<T, 2>(problem))              \

@@ -47,15 +47,42 @@ __device__ __noinline__ double wide_product(const T* a, const T* b, const Run& r
   return warp_sum(sum);
 }
 
-// Whether a row has a sum of squares outside the safe range. A row of zeros is exact as it is, and one with NaN or Inf
-// is left out later.
+// Whether the warp's columns of a row hold anything but zeros. Steps start at multiples of 16 bytes, so this takes an
+// eighth of the loads of a look at every element.
 template <typename T>
-__device__ __noinline__ bool is_delicate(const void* const* rows, int count, const Run& run) {
+__device__ __noinline__ bool has_bits(const T* row, const Run& run) {
+  constexpr int kPerVector = Element<T>::kPerVector;
+  constexpr unsigned kMagnitude = Element<T>::kPerWord == 1 ? 0x7fffffffu : 0x7fff7fffu;
+  const int vectors = run.width / kPerVector;  // of a step; the lanes take as many steps at once as they can
+  const long long stride = 32 / vectors * run.stride;
+  unsigned found = 0;
+#pragma unroll 4
+  for (long long base = run.begin + lane_index() / vectors * run.stride; base < run.end; base += stride) {
+    const long long column = base + lane_index() % vectors * kPerVector;
+    const uint4 raw =
+        column + kPerVector <= run.end ? load_vector(row, column) : load_tail(row, column, run.end);
+    found |= raw.x | raw.y | raw.z | raw.w;
+  }
+  return __ballot_sync(kWarp, (found & kMagnitude) != 0) != 0;
+}
+
+// Whether a row whose sum of squares is not safe in float32 is outside the safe range in float64 too. A row of zeros is
+// exact as it is, and one with NaN or Inf is left out later.
+template <typename T>
+__device__ __noinline__ bool is_delicate(const T* row, const Run& run) {
+  const double squares = wide_product(row, row, run);
+  return squares != 0 && squares - squares == 0 && !is_safe(squares);
+}
+
+// Whether one of the rows from `first` on is delicate. Masks by row tell whose sum of squares is not safe, or is zero;
+// the others need no second look.
+template <typename T>
+__device__ __forceinline__ bool any_is_delicate(const Problem& problem, const Run& run, int first, unsigned unsafe,
+                                                unsigned zero) {
   bool delicate = false;
-  for (int i = 0; i < count; ++i) {
-    const T* row = static_cast<const T*>(rows[i]);
-    const double squares = wide_product(row, row, run);
-    delicate |= squares != 0 && squares - squares == 0 && !is_safe(squares);
+  for (int i = 0; i < 32 && !delicate && first + i <= problem.cross; ++i) {
+    const T* row = static_cast<const T*>(problem.rows[first + i]);
+    if (unsafe >> i & 1) delicate = zero >> i & 1 ? has_bits(row, run) : is_delicate(row, run);
   }
   return delicate;
 }

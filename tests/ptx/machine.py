@@ -120,6 +120,11 @@ class Machine:
         self._library = ctypes.CDLL(str(library))
         self._library.ptx_run.restype = ctypes.c_char_p
         self._library.ptx_launched.restype = ctypes.c_char_p
+        self._library.ptx_accesses.restype = ctypes.c_uint64
+
+    def accesses(self) -> dict[int, int]:
+        """How often threads have read or written arrays since the last call, by bytes."""
+        return {size: self._library.ptx_accesses(size) for size in (1, 2, 4, 8, 16)}
 
     @property
     def launched(self) -> set[str]:

@@ -1,6 +1,7 @@
 // Stands in for the CUDA runtime: what nvcc's host code registers are the translated kernels, by their names in PTX.
 #include <map>
 #include <string>
+#include <utility>
 
 #include "ptx.h"
 
@@ -21,6 +22,7 @@ std::map<const void*, std::string>& registered() {
 
 struct Array { u64 begin, end; };
 std::vector<Array> arrays;
+u64 accesses[17];  // of arrays, by bytes
 simt::Launch schedule{};
 std::string failure, launched;
 
@@ -43,7 +45,7 @@ cudaError_t known(const void* function) {
 
 void check_memory(u64 address, u64 bytes) {
   for (const Array& array : arrays)
-    if (address >= array.begin && address + bytes <= array.end) return;
+    if (address >= array.begin && address + bytes <= array.end) return void(++accesses[bytes]);
   // What is local to a thread, its parameters too, is on the stack.
   const u64 here = reinterpret_cast<u64>(__builtin_frame_address(0));
   if (address > here && address < here + 256 * 1024) return;
@@ -59,6 +61,7 @@ void ptx_schedule(int order, unsigned seed, unsigned resident) {
 }
 void ptx_forget() { arrays.clear(); }
 void ptx_announce(const void* begin, u64 bytes) { arrays.push_back({address(begin), address(begin) + bytes}); }
+u64 ptx_accesses(int bytes) { return std::exchange(accesses[bytes], 0); }
 const char* ptx_launched() { return launched.c_str(); }
 
 void** __cudaRegisterFatBinary(void*) { static void* handle; return &handle; }

@@ -20,7 +20,10 @@ from machine import Machine, build, errors, missing
 
 from cga_lightning.ops import _plan
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+pytestmark = [
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+    pytest.mark.timeout(900),  # half a minute of compiling, but on a busy machine
+]
 SEGMENTS = (0, 1024, 1024, 1040, 9_013)
 TURING = _plan.Device(capability=(7, 5), processors=4)
 COUNTS = (1, 2, 4, 8, 9, 12, 20, 33, 64)
@@ -68,6 +71,21 @@ def test_the_parts_make_up_the_whole(float32: Machine) -> None:
     for part in ("solve", "combine"):
         float32.launch(parts, plan, part, SCHEDULES[0])
     assert same(arrays, parts)
+
+
+@pytest.mark.parametrize("cross", [2, 12])
+def test_stretches_of_zeros_are_not_read_element_by_element(float32: Machine, cross: int) -> None:
+    """The first row of two slots: it is read once more, in 16 bytes, and no other row is."""
+    length, stretch = 16_384, 8_192
+    case = random_case(cross, length)
+    float32.accesses()
+    float32.run(case, "products")
+    usual = float32.accesses()
+    case.rows[0, :stretch] = 0
+    float32.run(case, "products")
+    found = float32.accesses()
+    assert found.pop(16) - usual.pop(16) == stretch // 4
+    assert found == usual
 
 
 def altered(folder: Path, file: str, old: str, new: str) -> Path:
