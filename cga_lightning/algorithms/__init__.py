@@ -10,7 +10,7 @@ from cga_lightning.algorithms.sgp import SGP
 from cga_lightning.algorithms.swarm import SwarmSGD
 from cga_lightning.algorithms.tracking import GradientTracking
 from cga_lightning.algorithms.wire_dtype import WireDtype
-from cga_lightning.core.algorithm import Algorithm, Exchange, Messages, Step, gossip
+from cga_lightning.core.algorithm import Algorithm, Exchange, LazyMessages, Messages, Step, gossip
 from cga_lightning.names import lookup
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Algorithm",
     "Exchange",
     "GradientTracking",
+    "LazyMessages",
     "Messages",
     "QuasiGlobalMomentum",
     "Step",

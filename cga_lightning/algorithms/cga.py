@@ -10,7 +10,7 @@ from torch import Tensor
 from cga_lightning.algorithms.compressed import compressed, compressor_of
 from cga_lightning.compression import Compressor
 from cga_lightning.core.agent import Agent
-from cga_lightning.core.algorithm import Algorithm, Messages, Step
+from cga_lightning.core.algorithm import Algorithm, LazyMessages, Messages, Step
 from cga_lightning.names import check_choice
 from cga_lightning.ops import MOST_ROWS, Status, project_
 
@@ -74,7 +74,7 @@ class CGA(Algorithm):
     def step(self, agent: Agent) -> Step:
         """Exchange models, return cross-gradients, project, mix."""
         models = yield {rank: agent.params for rank in agent.neighbors}
-        gradients = {rank: agent.gradient(at=model) for rank, model in models.items()}
+        gradients = LazyMessages(models, lambda rank: agent.gradient(at=models[rank]), like=agent.params)
         cross_gradients = yield from compressed(agent, "cross_gradients", gradients, self.compressor)
         if cross_gradients:  # an agent that has nobody at this step goes along its own gradient
             self._project(agent, cross_gradients)

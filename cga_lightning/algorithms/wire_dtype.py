@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from cga_lightning.algorithms.wrapper import Wrapper
 from cga_lightning.core.agent import Agent
-from cga_lightning.core.algorithm import Algorithm, Exchange, Messages, Step
+from cga_lightning.core.algorithm import Algorithm, Exchange, LazyMessages, Messages, Step
 
 
 class WireDtype(Wrapper):
@@ -46,9 +48,17 @@ class WireDtype(Wrapper):
                 outbox, senders, like = Exchange.of(next(running) if inbox is None else running.send(inbox))
             except StopIteration:
                 return
-            short = {rank: self._short(message) for rank, message in outbox.items()}
-            wires = yield Exchange(short, senders, None if like is None else self._short(like))
-            inbox = {rank: wire if like is None else wire.to(like.dtype) for rank, wire in wires.items()}
+            like_short = None if like is None else self._short(like)
+            short = LazyMessages(outbox, partial(self._sent, outbox), like_short)
+            wires = yield Exchange(short, senders, like_short)
+            inbox = LazyMessages(wires, partial(self._received, wires, like))
+
+    def _sent(self, outbox: Messages, rank: int) -> Tensor:
+        return self._short(outbox[rank])
+
+    @staticmethod
+    def _received(wires: Messages, like: Tensor | None, rank: int) -> Tensor:
+        return wires[rank] if like is None else wires[rank].to(like.dtype)
 
     def _short(self, message: Tensor) -> Tensor:
         return message.to(self.dtype) if message.is_floating_point() else message

@@ -80,11 +80,11 @@ class AgentStrategy(Strategy):
         self._cross = CrossGradients(self, self._plain_training_step)
         self._training = Training(self, self._cross, self._check_same_model)
         self._consensus = Consensus(peers, self._training.states, partial(self._check_same_model, "to average it"))
-        self._transitions = Transitions(peers, self._steps_made)
+        self._transitions = Transitions(peers, self._steps_made, lambda: self._training.amid_step)
         self._phases = Phases(self, self._consensus, self._transitions)
         self._files = AgentFiles(self, peers)
         self._differences = DifferenceWarning()
-        self._requeue = RequeueSignal(peers)
+        self._requeue = RequeueSignal(self._transitions, peers)
 
     # --- who
 
@@ -100,8 +100,11 @@ class AgentStrategy(Strategy):
 
     @property
     def traffic(self) -> Counter[str]:
-        """Payload bytes that the agents of this process have sent so far, by name of the exchange."""
-        return self._training.traffic
+        """Payload bytes that the agents of this process have sent so far, by name of the exchange.
+
+        So too what processes tell each other beside the algorithm: "notices" to neighbors, collectives by name.
+        """
+        return self._training.traffic + self._peers.traffic
 
     @property
     def module(self) -> LightningModule:
@@ -194,16 +197,12 @@ class AgentStrategy(Strategy):
         if not self._peers.left:
             if self.agents_differ and str(name).endswith("_dataloader()"):
                 self._transitions.agree(Next.LOADERS, self.module.trainer)
-            with self._peers.collective("barrier"):
-                super().barrier(name)  # type: ignore[safe-super]
+            self._peers.gather(None, "barrier")
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """As in Lightning, but not inside training_step."""
         self._cross.forbid_in_passes("broadcast")
-        if self._peers.left:
-            return obj
-        with self._peers.collective("broadcast"):
-            return super().broadcast(obj, src)  # type: ignore[safe-super]
+        return obj if self._peers.left else self._peers.broadcast(obj, src)
 
     def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
         """As in Lightning, but not in a pass with a neighbor's model."""
@@ -246,7 +245,7 @@ class AgentStrategy(Strategy):
         A collective.
         """
         mine = [{name: float(value) for name, value in report.items()} for report in self._training.diagnostics()]
-        gathered = self._peers.gather((mine, dict(self.traffic)), "diagnostics")
+        gathered = self._peers.gather((mine, dict(self._training.traffic)), "diagnostics")
         sent = sum((Counter(traffic) for _, traffic in gathered), Counter[str]())
         means = mean_by_name([report for reports, _ in gathered for report in reports])
         return {name: float(value) for name, value in means.items()} | {

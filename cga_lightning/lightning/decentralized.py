@@ -13,7 +13,14 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch.optim import Optimizer
 
 from cga_lightning.core.algorithm import Algorithm
-from cga_lightning.core.communication import CommunicationError, ProcessGroupCommunicator, leave_group
+from cga_lightning.core.communication import (
+    CommunicationError,
+    GlooWire,
+    GroupedWire,
+    ProcessGroupCommunicator,
+    Wire,
+    leave_group,
+)
 from cga_lightning.lightning import internals
 from cga_lightning.lightning.agent_files import Resume
 from cga_lightning.lightning.agent_strategy import AgentStrategy, EvalModel
@@ -30,7 +37,7 @@ from cga_lightning.topology import Topology
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins import ClusterEnvironment
-    from pytorch_lightning import Trainer
+    from pytorch_lightning import LightningModule, Trainer
     from pytorch_lightning.accelerators import Accelerator
     from pytorch_lightning.plugins import CheckpointIO, Precision
 
@@ -102,6 +109,8 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
             precision_plugin=precision_plugin,
         )
         self._means = LoggedMeans(peers)
+        self._own_peers = peers
+        self._fits = 0
         self.timeout = timeout
         self.start_method = start_method
 
@@ -123,6 +132,14 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         if self.start_method != "popen":
             internals.use_launcher(self, PromptLauncher(self, start_method=self.start_method))
         refuse_interactive(self.launcher)
+
+    def connect(self, model: LightningModule) -> None:
+        """Tell the others of SIGTERM along the edges, and not amid whatever this process does."""
+        super().connect(model)
+        internals.await_sigterm(model.trainer, self._note_sigterm)
+
+    def _note_sigterm(self) -> None:
+        self._transitions.terminate.received += 1
 
     def setup_environment(self) -> None:
         """A forked process has none of its parent's threads, and waits for ever if it takes up their pool."""
@@ -148,17 +165,27 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         self.model_to_device()
         check_same_model(module, self._settings(), self._peers)
         state = ModuleState(module).capture()
-        overwrite(state, [from_agent_0(tensor) for tensor in state])
+        overwrite(state, from_agent_0(state))
         if trainer.state.fn == "fit":
             seed_all(torch.initial_seed() + self.global_rank)  # else all agents draw the same shuffles and masks
             self.setup_optimizers(trainer)
-            self._training.start(ProcessGroupCommunicator(self.global_rank, self.timeout), [RandomState.capture()])
+            self._training.start(ProcessGroupCommunicator(self._next_wire()), [RandomState.capture()])
+            self._transitions.begin(self._peers.notices(self.topology))
         self.setup_precision_plugin()
+
+    def _next_wire(self) -> Wire:
+        """One for each fit: what an earlier one has waited for in vain is no message of this one."""
+        self._fits += 1
+        kind = GlooWire if dist.get_backend() == "gloo" else GroupedWire
+        return kind(self.global_rank, self.timeout, number=1 + self._fits)
 
     # --- one step
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """The own pass, on the own model; while it runs the first messages travel."""
+        if not self._training.amid_step:
+            self._consensus.forget()
+            self._transitions.begin_step(self.module.trainer)
         (resident,) = residents = self._training.begin_micro_batch()
         resident.micro_batches.append(*args, start=residents.swap_in(resident))
         return self._cross.own_pass(*args, **kwargs)
@@ -170,7 +197,7 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
             result = closure()
             (resident,) = residents = self._training.residents
             residents.take_gradients(resident)
-            self._training.exchange()
+            self._exchange()
             residents.give_gradients(resident)
             return result
 
@@ -179,6 +206,14 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         once.check()
         self._training.end_step()
         return output
+
+    def _exchange(self) -> None:
+        try:
+            self._transitions.compare(self.module.trainer)
+            self._training.exchange()
+        except CommunicationError as error:
+            self._transitions.explain(error)
+            raise
 
     # --- evaluation
 
@@ -229,6 +264,7 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         """Close the connections to all other agents."""
         communicator = self._training.communicator
         if isinstance(communicator, ProcessGroupCommunicator):
+            self._own_peers.close()
             communicator.close()
 
     def teardown(self) -> None:

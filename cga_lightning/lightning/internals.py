@@ -21,6 +21,7 @@ __all__ = [
     "HOOKS",
     "MultiProcessingLauncher",
     "await_requeue",
+    "await_sigterm",
     "interrupt",
     "batches_as_usual",
     "before_batches",
@@ -34,6 +35,7 @@ __all__ = [
     "new_loader_stage",
     "requeue",
     "returns_to_tuner",
+    "terminate",
     "train_loaders",
     "transfer_one_by_one",
     "transferring_as_usual",
@@ -112,6 +114,35 @@ def requeue(trainer: Trainer, signal_number: int) -> None:
     type(connector)._slurm_sigusr_handler_fn(connector, signal_number, None)
 
 
+def await_sigterm(trainer: Trainer, notice: Callable[[], None]) -> None:
+    """Let `notice` handle SIGTERM, in place of the Trainer, which waits for all other processes in its handler.
+
+    Processes that this one has started get the signal too, once. To be called before the Trainer sets its handlers.
+    """
+    connector: Any = trainer._signal_connector
+    told: list[int] = []
+
+    def handle(signal_number: int, _: Any) -> None:
+        launcher: Any = trainer.strategy.launcher
+        if launcher is not None and not told:
+            launcher.kill(signal_number)
+        told.append(signal_number)
+        notice()
+
+    connector._sigterm_notifier_fn = handle
+
+
+def terminate(trainer: Trainer) -> None:
+    """End the run as the Trainer does once it has got SIGTERM.
+
+    Raises:
+        SIGTERMException: that of the Trainer's package.
+    """
+    trainer._signal_connector.received_sigterm = True
+    exceptions = importlib.import_module(f"{tree_of(trainer)}.utilities.exceptions")
+    raise exceptions.SIGTERMException
+
+
 def returns_to_tuner(callback: object) -> bool:
     """Whether a callback belongs to a `Tuner`, which reads what it has found once it has stopped the fit."""
     return bool(getattr(callback, "_early_exit", False))
@@ -122,21 +153,10 @@ def is_accumulating(trainer: Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
-def before_batches(trainer: Trainer, act: Callable[[], bool]) -> None:
-    """Act before every train batch of several processes, in place of a broadcast whether process 0 has got a signal.
-
-    Args:
-        trainer: whose fit it is.
-        act: returns whether it has. Then Lightning's broadcast follows, which ends the run.
-    """
+def before_batches(trainer: Trainer, act: Callable[[], None]) -> None:
+    """Act before every train batch of several processes, in place of a broadcast whether process 0 has got a signal."""
     loop: Any = trainer.fit_loop.epoch_loop
-    broadcast: Callable[[], None] = loop._broadcast_sigterm_tensor
-
-    def acting() -> None:
-        if act():
-            broadcast()
-
-    loop._broadcast_sigterm_tensor = acting
+    loop._broadcast_sigterm_tensor = act
 
 
 def batches_as_usual(trainer: Trainer) -> None:
