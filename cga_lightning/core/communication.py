@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -32,6 +33,8 @@ __all__ = [
 
 PATIENCE = 30.0
 """Seconds of waiting after which an agent says for whom."""
+SLOW = 0.002
+"""Seconds that it may take until what was sent is on its way, before an agent does not wait for that any more."""
 PLACES = 8
 """Of messages that are none of an algorithm: their places are below this number."""
 
@@ -179,7 +182,8 @@ class Wire(ABC):
         self._awaited: tuple[Sequence[int], str] = (), ""
         self._patience = Patience(PATIENCE, self._warn)
         self._arrivals: list[Arrival] = []
-        self._sends: list[Arrival] = []
+        self._sends: list[tuple[int, Arrival]] = []
+        self._link_is_slow = False
 
     @abstractmethod
     def carry(self, place: int, name: str, exchange: Exchange, sent: Callable[[Tensor], Tensor]) -> Messages:
@@ -219,16 +223,30 @@ class Wire(ABC):
             raise self.failure(arrival.peers, arrival.name, error) from error
 
     def complete(self) -> None:
-        """Wait for all messages that were not waited for, and for those that are sent."""
+        """Wait for all messages that were not waited for, and for what was sent if it takes no time.
+
+        On a slow link that takes until the last byte but what the system buffers has arrived: then this step does not
+        wait for it, but the next one does.
+        """
         arrivals, self._arrivals = self._arrivals, []
         for arrival in arrivals:
             self.receive(arrival)
-        self.complete_sends()
+        if self._link_is_slow:
+            self.complete_sends(before=self.step)
+        else:
+            start = time.monotonic()
+            self.complete_sends()
+            self._link_is_slow = time.monotonic() - start > SLOW
 
-    def complete_sends(self) -> None:
-        """Wait until all that is sent is on its way, and its memory free."""
-        sends, self._sends = self._sends, []
-        for send in sends:
+    def complete_sends(self, before: int | None = None) -> None:
+        """Wait until what was sent is on its way, and its memory free.
+
+        Args:
+            before: only what was sent in steps before this one.
+        """
+        due = [send for step, send in self._sends if before is None or step < before]
+        self._sends = [(step, send) for step, send in self._sends if before is not None and step >= before]
+        for send in due:
             self.receive(send)
 
     def close(self) -> None:
@@ -310,7 +328,7 @@ class GlooWire(Wire):
         except RuntimeError as error:
             clear_frames(error.__traceback__)
             raise self.failure([receiver], name, error) from error
-        self._sends.append(Arrival(message, [number], [receiver], name))
+        self._sends.append((self.step, Arrival(message, [number], [receiver], name)))
 
     def _tag(self, place: int) -> int:
         return (self._number * 256 + place) * Address.GENERATIONS % 2**31
@@ -354,7 +372,7 @@ class GroupedWire(Wire):
         except RuntimeError as error:
             clear_frames(error.__traceback__)
             raise self.failure(group, name, error) from error
-        self._sends += [Arrival(message, works, group, name) for message in messages.values()]
+        self._sends += [(self.step, Arrival(message, works, group, name)) for message in messages.values()]
         return {peer: self._awaits(Arrival(buffer, works, group, name)) for peer, buffer in buffers.items()}
 
     def _buffer(self, key: tuple[int, int], like: Tensor | None) -> Tensor:

@@ -200,7 +200,7 @@ class ProcessGroup:
         wire = self.connect()
         wire.step = self._step()
         yield wire
-        wire.complete()
+        wire.complete_sends()
 
     def _expect_slots(self, wire: GlooWire, senders: Sequence[int], name: str) -> dict[int, Arrival]:
         like = torch.empty(self.SLOT, dtype=torch.uint8)
