@@ -17,7 +17,7 @@ from cga_lightning.algorithms import ALGORITHMS
 from cga_lightning.core.algorithm import Algorithm
 from cga_lightning.core.layout import FlatLayout
 from cga_lightning.lightning import internals, refusals, trees
-from cga_lightning.lightning.agent_files import AgentFiles, Resume, of_equal_agents, remove_shards
+from cga_lightning.lightning.agent_files import AgentFiles, CheckpointError, Resume, of_equal_agents, remove_shards
 from cga_lightning.lightning.agreement import DifferenceWarning, check_same_model, monitored
 from cga_lightning.lightning.consensus import Consensus
 from cga_lightning.lightning.cross_gradients import CrossGradients
@@ -97,6 +97,11 @@ class AgentStrategy(Strategy):
     @abstractmethod
     def local_agents(self) -> Sequence[int]:
         """The ranks of the agents of this process."""
+
+    @property
+    def is_first_of_node(self) -> bool:
+        """Whether this process is the first one of a node that is not that of agent 0."""
+        return not self.is_global_zero and getattr(self, "local_rank", 0) == 0
 
     @property
     def traffic(self) -> Counter[str]:
@@ -300,11 +305,32 @@ class AgentStrategy(Strategy):
         """The consensus; to go on with training also the agents, which start from there at their first batches."""
         self._files.settle()
         path = self.broadcast(os.fspath(checkpoint_path))  # where "best" is another for every agent, that of agent 0
-        contents = super().load_checkpoint(path, weights_only)
+        contents = self._read(path, weights_only)
         if self._fitting:
             self._training.end_agents()  # of a tuner that goes back to where it started
         if self._fitting and self.resume == "agents":
             self._files.load(path, contents, self.agents, self.local_agents, weights_only=weights_only)
+        return contents
+
+    def _read(self, path: Any, weights_only: bool | None) -> dict[str, Any]:
+        """What the file holds. A collective.
+
+        Raises:
+            CheckpointError: on every process, when one of them cannot read it.
+        """
+        try:
+            contents, problem = super().load_checkpoint(path, weights_only), None
+        except Exception as error:  # whatever unpickling a damaged file may raise
+            contents, problem = {}, error
+        problems = self._peers.gather(None if problem is None else f"{type(problem).__name__}: {problem}", "checkpoint")
+        if len({*problems}) == 1 and problem is not None:  # alike everywhere: no question of disks
+            raise problem
+        for rank, found in enumerate(problems):
+            if found is not None:
+                raise CheckpointError(
+                    f"{path} cannot be read by agent {rank} ({found}). Each node needs the file on its disk: copy it "
+                    "from another node, or go on from an earlier one."
+                ) from problem
         return contents
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -319,8 +345,10 @@ class AgentStrategy(Strategy):
     def remove_checkpoint(self, filepath: Any) -> None:
         """The consensus and the files of the agents."""
         self._files.settle(filepath)
+        if self._files.own_disk:
+            self.checkpoint_io.remove_checkpoint(filepath)
         super().remove_checkpoint(filepath)
-        if self.is_global_zero:
+        if self.is_global_zero or self._files.own_disk:
             remove_shards(self.checkpoint_io, os.fspath(filepath))
 
     @property

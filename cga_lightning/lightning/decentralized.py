@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from cga_lightning.core.algorithm import Algorithm
 from cga_lightning.core.communication import (
@@ -21,10 +23,10 @@ from cga_lightning.core.communication import (
     Wire,
     leave_group,
 )
-from cga_lightning.lightning import internals
+from cga_lightning.lightning import internals, starting
 from cga_lightning.lightning.agent_files import Resume
 from cga_lightning.lightning.agent_strategy import AgentStrategy, EvalModel
-from cga_lightning.lightning.agreement import check_same_model
+from cga_lightning.lightning.agreement import check_same_model, tell_differences, trainer_settings
 from cga_lightning.lightning.launching import PromptLauncher, end
 from cga_lightning.lightning.loaders import LoadersOfPeers, Uneven, tell_unsplit
 from cga_lightning.lightning.logged_means import LoggedMeans
@@ -149,10 +151,24 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
 
     def setup_distributed(self) -> None:
         """Wait longer for the others to start than for an answer later."""
+        if not dist.is_initialized():
+            self._connect()
         super().setup_distributed()
         atexit.register(leave_group)
         public = getattr(dist, "set_timeout", None)  # since torch 2.15
         (public or dist.distributed_c10d._set_pg_timeout)(self.timeout)
+
+    def _connect(self) -> None:
+        """As Lightning does, but apart from other runs and from earlier attempts of this one."""
+        self.set_world_ranks()
+        environment, device = self.cluster_environment, self.root_device
+        assert environment is not None
+        os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}
+        if self.num_nodes > 1:
+            starting.choose_interface(environment.main_address)
+        backend = self.process_group_backend or dist.get_default_backend_for_device(device)
+        options = {} if device.type == "cpu" else {"device_id": device}
+        starting.connect(backend, self.global_rank, self.agents, max(self.timeout, START_TIMEOUT), **options)
 
     def setup(self, trainer: Trainer) -> None:
         """Move the module to its device and let all agents start from the same point; never wrap it."""
@@ -163,10 +179,12 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         refuse_uninitialized(module)
         self.model = self.precision_plugin.convert_module(module)
         self.model_to_device()
-        check_same_model(module, self._settings(), self._peers)
+        fitting = trainer.state.fn == "fit"
+        settings = self._settings() + (trainer_settings(trainer) if fitting else [])
+        check_same_model(module, settings, self._peers)
         state = ModuleState(module).capture()
         overwrite(state, from_agent_0(state))
-        if trainer.state.fn == "fit":
+        if fitting:
             seed_all(torch.initial_seed() + self.global_rank)  # else all agents draw the same shuffles and masks
             self.setup_optimizers(trainer)
             self._training.start(ProcessGroupCommunicator(self._next_wire()), [RandomState.capture()])
@@ -178,6 +196,15 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         self._fits += 1
         kind = GlooWire if dist.get_backend() == "gloo" else GroupedWire
         return kind(self.global_rank, self.timeout, number=1 + self._fits)
+
+    def on_train_start(self) -> None:
+        """What agents need not agree on, but may not know of each other."""
+        super().on_train_start()
+        rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups if "lr" in group]
+        sizes = [
+            getattr(loader, "batch_size", None) for loader in tree_leaves(internals.train_loaders(self.module.trainer))
+        ]
+        tell_differences({"learning rate": [float(rate) for rate in rates], "batch size": sizes}, self._peers)
 
     # --- one step
 

@@ -22,6 +22,7 @@ __all__ = [
     "MultiProcessingLauncher",
     "await_requeue",
     "await_sigterm",
+    "has_validation",
     "interrupt",
     "batches_as_usual",
     "before_batches",
@@ -75,6 +76,11 @@ def new_loader_stage(trainer: Trainer) -> str | None:
     if trainer.testing:
         return "test"
     return "validation" if trainer.validating or trainer.sanity_checking else None
+
+
+def has_validation(trainer: Trainer) -> bool:
+    """Whether a fit has data to validate with."""
+    return bool(trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined())
 
 
 def train_loaders(trainer: Trainer) -> object:

@@ -34,6 +34,10 @@ class Peers(Protocol):
     traffic: Counter[str]
 
     @property
+    def rank(self) -> int:
+        """Of this process."""
+
+    @property
     def left(self) -> bool:
         """Whether an exception has stopped this process, so that the others do not answer."""
 
@@ -63,6 +67,7 @@ class OneProcess:
     """A run in a single process has nobody to ask."""
 
     left = False
+    rank = 0
 
     def __init__(self) -> None:
         self.traffic: Counter[str] = Counter()
@@ -148,6 +153,11 @@ class ProcessGroup:
                 part.close()
 
     @property
+    def rank(self) -> int:
+        """Of this process."""
+        return dist.get_rank() if dist.is_initialized() else 0
+
+    @property
     def left(self) -> bool:
         """Whether an exception has stopped this process, so that the others do not answer."""
         return self._interrupted()
@@ -167,9 +177,8 @@ class ProcessGroup:
         except CommunicationError:
             raise
         except RuntimeError as error:
-            rank = dist.get_rank() if dist.is_initialized() else 0
             what = f"complete the collective {name!r} with all other agents at step {self._step()}"
-            raise communication_error(rank, what, "the others", self._timeout, error) from error
+            raise communication_error(self.rank, what, "the others", self._timeout, error) from error
 
     # --- values
 

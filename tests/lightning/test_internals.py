@@ -221,6 +221,15 @@ def test_requeue(pl: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert len(saved) == 1, lacks("_SignalConnector._slurm_sigusr_handler_fn(signum, frame), which saves", "requeue")
 
 
+def test_has_validation(pl: Any) -> None:
+    callback, found = at(pl, "setup", internals.has_validation)
+    trainer = pl.Trainer(**ONE, callbacks=callback)
+    reach(trainer, "fit_loop.epoch_loop.val_loop._data_source", "has_validation")
+    trainer.fit(make_module(pl), loader(1), loader(1))
+    trainer.fit(make_module(pl), loader(1))
+    assert found == [True, False], lacks("_DataLoaderSource.is_defined()", "has_validation")
+
+
 def test_await_sigterm(pl: Any) -> None:
     """In place of the handler that waits for the other processes."""
     trainer, told = pl.Trainer(**ONE), []
