@@ -222,7 +222,7 @@ def test_requeue(pl: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 def test_has_validation(pl: Any) -> None:
-    callback, found = at(pl, "setup", internals.has_validation)
+    callback, found = at(pl, "on_fit_start", internals.has_validation)
     trainer = pl.Trainer(**ONE, callbacks=callback)
     reach(trainer, "fit_loop.epoch_loop.val_loop._data_source", "has_validation")
     trainer.fit(make_module(pl), loader(1), loader(1))
