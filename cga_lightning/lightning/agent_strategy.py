@@ -213,10 +213,7 @@ class AgentStrategy(Strategy):
         """As in Lightning, but not in a pass with a neighbor's model."""
         self._cross.forbid_in_cross_passes("reduce")
         with self._peers.collective("reduce"):
-            return self._reduced(tensor, *args, **kwargs)
-
-    def _reduced(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().reduce(tensor, *args, **kwargs)  # type: ignore[safe-super]
+            return super().reduce(tensor, *args, **kwargs)  # type: ignore[safe-super]
 
     # --- evaluation
 

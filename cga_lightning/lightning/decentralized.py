@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
@@ -44,14 +43,6 @@ if TYPE_CHECKING:
     from pytorch_lightning.accelerators import Accelerator
     from pytorch_lightning.plugins import CheckpointIO, Precision
 
-REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda values: values.double().mean(0),
-    "avg": lambda values: values.double().mean(0),
-    "sum": lambda values: values.sum(0),
-    "max": lambda values: values.amax(0),
-    "min": lambda values: values.amin(0),
-}
-"""By the name of a reduction, of values `[N, ...]`."""
 START_TIMEOUT = timedelta(seconds=300)
 StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
 
@@ -250,14 +241,6 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         except CommunicationError as error:
             self._transitions.explain(error)
             raise
-
-    def _reduced(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        """In one exchange, where Lightning has a barrier and a ring, which are many messages one after the other."""
-        reduction = REDUCTIONS.get(str(reduce_op).rpartition(".")[2].lower())
-        if reduction is None or group is not None or not isinstance(tensor, Tensor) or tensor.is_cuda:
-            return super()._reduced(tensor, group, reduce_op)
-        values = torch.stack(self._peers.gather(tensor.detach(), "reduce"))
-        return tensor.copy_(reduction(values))
 
     # --- evaluation
 
