@@ -19,7 +19,7 @@ from cga_lightning.algorithms.sgp import SGP
 from cga_lightning.algorithms.swarm import SwarmSGD
 from cga_lightning.algorithms.tracking import GradientTracking
 from cga_lightning.algorithms.wire_dtype import WireDtype
-from cga_lightning.core.algorithm import Algorithm, Exchange, Messages, Step, gossip
+from cga_lightning.core.algorithm import Algorithm, Exchange, LazyMessages, Messages, Step, gossip
 from cga_lightning.names import lookup
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "Exchange",
     "GradientTracking",
     "LocalSteps",
+    "LazyMessages",
     "Messages",
     "QuasiGlobalMomentum",
     "RelaySGD",

@@ -11,7 +11,7 @@ from torch import Tensor
 from cga_lightning.algorithms.compressed import compressed, compressor_of
 from cga_lightning.compression import Compressor, ErrorFeedback
 from cga_lightning.core.agent import Agent
-from cga_lightning.core.algorithm import Algorithm, Graphs, Messages, Step
+from cga_lightning.core.algorithm import Algorithm, Graphs, LazyMessages, Messages, Step
 from cga_lightning.names import check_choice
 from cga_lightning.ops import MOST_ROWS, Status, project_
 
@@ -125,7 +125,7 @@ class CGA(Algorithm):
     def step(self, agent: Agent) -> Step:
         """Exchange models, return cross-gradients, project, mix."""
         models = yield {rank: agent.params for rank in agent.neighbors}
-        gradients = {rank: agent.gradient(at=model) for rank, model in models.items()}
+        gradients = LazyMessages(models, lambda rank: agent.gradient(at=models[rank]), like=agent.params)
         if self.correction == "tracking":
             yield from self._track(agent, gradients)
         else:

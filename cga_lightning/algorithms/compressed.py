@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+import torch
 from torch import Tensor
 
 from cga_lightning.compression import COMPRESSORS, Compressor, ErrorFeedback
 from cga_lightning.core.agent import Agent
-from cga_lightning.core.algorithm import Messages
+from cga_lightning.core.algorithm import LazyMessages, Messages
 from cga_lightning.names import resolved
 
 
@@ -32,8 +33,9 @@ def compressed(
     """
     if compressor is None:
         return (yield outbox)
-    wires = yield {rank: _compress(agent, name, rank, message, compressor) for rank, message in outbox.items()}
-    return {rank: compressor.decompress(wire, agent.layout) for rank, wire in wires.items()}
+    like = agent.params.new_empty(compressor.wire_size(agent.layout), dtype=torch.uint8)
+    wires = yield LazyMessages(outbox, lambda rank: _compress(agent, name, rank, outbox[rank], compressor), like)
+    return LazyMessages(wires, lambda rank: compressor.decompress(wires[rank], agent.layout))
 
 
 def _compress(agent: Agent, name: str, receiver: int, message: Tensor, compressor: Compressor) -> Tensor:

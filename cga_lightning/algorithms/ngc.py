@@ -5,7 +5,7 @@ from __future__ import annotations
 from cga_lightning.algorithms.compressed import compressed, compressor_of
 from cga_lightning.compression import Compressor
 from cga_lightning.core.agent import Agent
-from cga_lightning.core.algorithm import Algorithm, Step
+from cga_lightning.core.algorithm import Algorithm, LazyMessages, Messages, Step
 
 
 class NGC(Algorithm):
@@ -40,10 +40,12 @@ class NGC(Algorithm):
     def step(self, agent: Agent) -> Step:
         """Exchange models, return cross-gradients, take the mean of both kinds, mix."""
         models = yield {rank: agent.params for rank in agent.neighbors}
-        model_variant = {rank: agent.gradient(at=model) for rank, model in models.items()}
-        direction = agent.average(agent.grad, model_variant)
+        model_variant = LazyMessages(models, lambda rank: agent.gradient(at=models[rank]), like=agent.params)
+        data_variant: Messages = {}
         if self.alpha:
             data_variant = yield from compressed(agent, "cross_gradients", model_variant, self.compressor)
+        direction = agent.average(agent.grad, model_variant)
+        if self.alpha:
             direction.lerp_(agent.average(agent.grad, data_variant), self.alpha)
         agent.grad = direction
         agent.mix(models)

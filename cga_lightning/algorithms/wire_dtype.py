@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cga_lightning.algorithms.wrapper import Wrapper, carried
 from cga_lightning.core.agent import Agent
-from cga_lightning.core.algorithm import Algorithm, Exchange, Messages, Step
+from cga_lightning.core.algorithm import Algorithm, Exchange, LazyMessages, Messages, Step
 
 
 class WireDtype(Wrapper):
@@ -42,11 +42,11 @@ class WireDtype(Wrapper):
         yield from carried(self.algorithm.after_step(agent), self._rounded)
 
     def _rounded(self, exchange: Exchange) -> Generator[Exchange, Messages, Messages]:
-        short = {rank: message.to(self._dtype(message)) for rank, message in exchange.outbox.items()}
-        expected = exchange.expected
+        outbox, expected = exchange.outbox, exchange.expected
+        short = LazyMessages(outbox, lambda rank: outbox[rank].to(self._dtype(outbox[rank])))
         likes = {rank: like.new_empty(like.shape, dtype=self._dtype(like)) for rank, like in expected.items()}
         wires = yield Exchange(short, exchange.senders, likes)
-        return {rank: wire.to(expected[rank].dtype) for rank, wire in wires.items()}
+        return LazyMessages(wires, lambda rank: wires[rank].to(expected[rank].dtype))
 
     def _dtype(self, message: Tensor) -> torch.dtype:
         return self.dtype if message.is_floating_point() else message.dtype

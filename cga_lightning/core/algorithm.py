@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
@@ -21,6 +21,35 @@ Graphs: TypeAlias = Literal["fixed", "undirected", "balanced", "any"]
 """Where an algorithm runs, see `Algorithm.graphs`."""
 
 
+class LazyMessages(Mapping[int, Tensor]):
+    """Messages that are computed, or waited for, when they are asked for, each once.
+
+    As an outbox each travels while the next is computed.
+
+    Args:
+        ranks: to whom they go, or from whom they come.
+        message: computes one of them.
+        like: a tensor of the shape and dtype of all of them; needed in an outbox.
+    """
+
+    def __init__(self, ranks: Iterable[int], message: Callable[[int], Tensor], like: Tensor | None = None) -> None:
+        self.like = like
+        self._known: dict[int, Tensor | None] = dict.fromkeys(sorted(ranks))
+        self._message = message
+
+    def __getitem__(self, rank: int) -> Tensor:
+        found = self._known[rank]
+        if found is None:
+            found = self._known[rank] = self._message(rank)
+        return found
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
 class Exchange(NamedTuple):
     """One exchange of one agent, where those that it hears of are not those that it writes to."""
 
@@ -35,7 +64,12 @@ class Exchange(NamedTuple):
         """What an algorithm yielded; a plain outbox brings a message from everyone in it."""
         if isinstance(yielded, Exchange):
             return yielded
-        return cls(yielded, sorted(yielded), next(iter(yielded.values()), None))
+        like = yielded.like if isinstance(yielded, LazyMessages) else next(iter(yielded.values()), None)
+        return cls(yielded, sorted(yielded), like)
+
+    def computed(self) -> Exchange:
+        """The same, with every message there."""
+        return Exchange(dict(self.outbox), self.senders, self.like)
 
     @property
     def expected(self) -> dict[int, Tensor]:
@@ -59,7 +93,9 @@ class Algorithm(ABC):
 
     `step` and `after_step` are generators. Each `yield` is one exchange with the neighbors: it gives the outbox
     `{rank: tensor}` and returns the inbox `{rank: tensor}`, with one message from every agent that was written to. To
-    hear of others than one writes to, or messages of several shapes and dtypes, yield an `Exchange`.
+    hear of others than one writes to, or messages of several shapes and dtypes, yield an `Exchange`. Messages that take
+    time to compute are `LazyMessages`, each of which travels while the next is computed. An inbox waits for a message
+    when that is asked for.
     A sent tensor must not be changed before the exchange has returned. A received one is the receiver's to overwrite,
     until the same exchange of the next step, which may use its memory again: copy what is to be kept.
 
@@ -160,6 +196,19 @@ def _with_own_state(generate: Callable[[Any, Agent], Step]) -> Callable[[Any, Ag
                     exchange = step.send(inbox)
                 except StopIteration:
                     return
-            inbox = yield exchange
+            inbox = yield _computed_with_own_state(self, agent, exchange)
 
     return run
+
+
+def _computed_with_own_state(algorithm: Algorithm, agent: Agent, yielded: Messages | Exchange) -> Messages | Exchange:
+    outbox = yielded.outbox if isinstance(yielded, Exchange) else yielded
+    if not isinstance(outbox, LazyMessages):
+        return yielded
+
+    def message(rank: int) -> Tensor:
+        with agent.running(algorithm):
+            return outbox[rank]
+
+    lazy = LazyMessages(outbox, message, outbox.like)
+    return Exchange(lazy, yielded.senders, yielded.like) if isinstance(yielded, Exchange) else lazy

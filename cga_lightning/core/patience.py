@@ -18,7 +18,7 @@ class Patience:
     """
 
     def __init__(self, seconds: float, complain: Callable[[], None]) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._complain = complain
         self._since: float | None = None
         self._thread: Thread | None = None
@@ -44,8 +44,8 @@ class Patience:
             self._thread.join()
 
     def _watch(self) -> None:
-        while not self._ended.wait(self._seconds / 20):
+        while not self._ended.wait(self.seconds / 20):
             since = self._since
-            if since is not None and time.monotonic() - since > self._seconds:
+            if since is not None and time.monotonic() - since > self.seconds:
                 self._since = None
                 self._complain()

@@ -1,5 +1,7 @@
 """Checkpoints: `X.ckpt` is the consensus, `X.ckpt.agents/00003.pt` what agent 3 needs to go on from there.
 
+A node that does not see the files of agent 0, since its disk is its own, keeps the consensus beside its agents.
+
 Both carry the same mark. A save writes all shards beside the old ones, then the consensus, then puts the shards in
 place: whenever it is cut off, there is a complete set that belongs to the consensus file.
 """
@@ -125,10 +127,13 @@ class AgentFiles:
 
     Attributes:
         loaders: where the train loaders are in their data.
+        own_disk: whether this process is the first of a node that does not see the files of agent 0, so that it keeps
+            the consensus too; as the last save has found.
     """
 
     def __init__(self, strategy: AgentStrategy, peers: Peers) -> None:
         self.loaders = LoaderStates(strategy)
+        self.own_disk = False
         self._strategy = strategy
         self._peers = peers
         self._loaded: dict[int, dict[str, Any]] = {}
@@ -157,7 +162,8 @@ class AgentFiles:
             ranks.append(resident.agent.rank)
             write_shard(io, path, resident.agent.rank, self._shard(resident.agent) | {"loaders": loaders}, mark)
         self._strategy.barrier("shards")
-        if self._strategy.is_global_zero:
+        self.own_disk = self._strategy.is_first_of_node and not _exists(_new(shard_path(path, 0)))
+        if self._strategy.is_global_zero or self.own_disk:
             io.save_checkpoint({**checkpoint, KEY: mark}, path, **how)
         self._unsettled = path, ranks
         if not _writes_later(io):
@@ -254,6 +260,11 @@ class AgentFiles:
         if scaler is not None and shard["scaler"] is not None:
             scaler.load_state_dict(shard["scaler"])
         RandomState(**shard["random"]).restore()
+
+
+def _exists(path: str) -> bool:
+    files, inside = fsspec.core.url_to_fs(path)
+    return bool(files.exists(inside))
 
 
 def _writes_later(io: CheckpointIO) -> bool:

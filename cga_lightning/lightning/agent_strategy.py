@@ -18,7 +18,7 @@ from cga_lightning.core.algorithm import Algorithm
 from cga_lightning.core.layout import FlatLayout
 from cga_lightning.lightning import internals, refusals, trees
 from cga_lightning.lightning.advice import advise
-from cga_lightning.lightning.agent_files import AgentFiles, Resume, of_equal_agents, remove_shards
+from cga_lightning.lightning.agent_files import AgentFiles, CheckpointError, Resume, of_equal_agents, remove_shards
 from cga_lightning.lightning.agreement import DifferenceWarning, check_same_model, monitored
 from cga_lightning.lightning.consensus import Consensus
 from cga_lightning.lightning.cross_gradients import CrossGradients
@@ -89,11 +89,11 @@ class AgentStrategy(Strategy):
         self._consensus = Consensus(peers, self._training.states, self._training.overwrite, check)
         check = partial(self._check_same_model, "to let them settle")
         self._settling = Settling(self, settle, eval_model == "mixed", self._steps_made, check)
-        self._transitions = Transitions(peers, self._steps_made)
+        self._transitions = Transitions(peers, self._steps_made, lambda: self._training.amid_step)
         self._phases = Phases(self, self._consensus, self._transitions)
         self._files = AgentFiles(self, peers)
         self._differences = DifferenceWarning()
-        self._requeue = RequeueSignal(peers)
+        self._requeue = RequeueSignal(self._transitions, peers)
         self._advised = False
 
     # --- who
@@ -109,11 +109,17 @@ class AgentStrategy(Strategy):
         """The ranks of the agents of this process."""
 
     @property
+    def is_first_of_node(self) -> bool:
+        """Whether this process is the first one of a node that is not that of agent 0."""
+        return not self.is_global_zero and getattr(self, "local_rank", 0) == 0
+
+    @property
     def traffic(self) -> Counter[str]:
-        """Payload bytes that the agents of this process have sent so far, by name of the exchange."""
-        traffic = self._training.traffic
-        traffic.update(self._settling.traffic)
-        return traffic
+        """Payload bytes that the agents of this process have sent so far, by name of the exchange.
+
+        So too what processes tell each other beside the algorithm: "notices" to neighbors, collectives by name.
+        """
+        return self._training.traffic + self._settling.traffic + self._peers.traffic
 
     @property
     def module(self) -> LightningModule:
@@ -212,16 +218,12 @@ class AgentStrategy(Strategy):
         if not self._peers.left:
             if self.agents_differ and str(name).endswith("_dataloader()"):
                 self._transitions.agree(Next.LOADERS, self.module.trainer)
-            with self._peers.collective("barrier"):
-                super().barrier(name)  # type: ignore[safe-super]
+            self._peers.gather(None, "barrier")
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """As in Lightning, but not inside training_step."""
         self._cross.forbid_in_passes("broadcast")
-        if self._peers.left:
-            return obj
-        with self._peers.collective("broadcast"):
-            return super().broadcast(obj, src)  # type: ignore[safe-super]
+        return obj if self._peers.left else self._peers.broadcast(obj, src)
 
     def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
         """As in Lightning, but not in a pass with a neighbor's model."""
@@ -270,7 +272,7 @@ class AgentStrategy(Strategy):
         A collective.
         """
         mine = as_numbers(self._training.diagnostics())
-        gathered = self._peers.gather((mine, dict(self.traffic)), "diagnostics")
+        gathered = self._peers.gather((mine, dict(self._training.traffic + self._settling.traffic)), "diagnostics")
         sent = sum((Counter(traffic) for _, traffic in gathered), Counter[str]())
         means = mean_by_name([report for reports, _ in gathered for report in reports])
         return {name: float(value) for name, value in means.items()} | {
@@ -335,11 +337,32 @@ class AgentStrategy(Strategy):
         """The consensus; to go on with training also the agents, which start from there at their first batches."""
         self._files.settle()
         path = self.broadcast(os.fspath(checkpoint_path))  # where "best" is another for every agent, that of agent 0
-        contents = super().load_checkpoint(path, weights_only)
+        contents = self._read(path, weights_only)
         if self._fitting:
             self._training.end_agents()  # of a tuner that goes back to where it started
         if self._fitting and self.resume == "agents":
             self._files.load(path, contents, self.agents, self.local_agents, weights_only=weights_only)
+        return contents
+
+    def _read(self, path: Any, weights_only: bool | None) -> dict[str, Any]:
+        """What the file holds. A collective.
+
+        Raises:
+            CheckpointError: on every process, when one of them cannot read it.
+        """
+        try:
+            contents, problem = super().load_checkpoint(path, weights_only), None
+        except Exception as error:  # whatever unpickling a damaged file may raise
+            contents, problem = {}, error
+        problems = self._peers.gather(None if problem is None else f"{type(problem).__name__}: {problem}", "checkpoint")
+        if len({*problems}) == 1 and problem is not None:  # alike everywhere: no question of disks
+            raise problem
+        for rank, found in enumerate(problems):
+            if found is not None:
+                raise CheckpointError(
+                    f"{path} cannot be read by agent {rank} ({found}). Each node needs the file on its disk: copy it "
+                    "from another node, or go on from an earlier one."
+                ) from problem
         return contents
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -354,8 +377,10 @@ class AgentStrategy(Strategy):
     def remove_checkpoint(self, filepath: Any) -> None:
         """The consensus and the files of the agents."""
         self._files.settle(filepath)
+        if self._files.own_disk:
+            self.checkpoint_io.remove_checkpoint(filepath)
         super().remove_checkpoint(filepath)
-        if self.is_global_zero:
+        if self.is_global_zero or self._files.own_disk:
             remove_shards(self.checkpoint_io, os.fspath(filepath))
 
     @property

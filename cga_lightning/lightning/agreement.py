@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from cga_lightning.lightning import internals
 from cga_lightning.lightning.buffers import ADVICE
 from cga_lightning.lightning.peers import Peers
 
@@ -54,6 +55,39 @@ class DifferenceWarning:
                     f"Callbacks that monitor it would act on the value of their own agent: use self.log({name!r}, ..., "
                     "sync_dist=True)."
                 )
+
+
+DECIDING = (
+    *("max_epochs", "min_epochs", "max_steps", "min_steps", "accumulate_grad_batches", "check_val_every_n_epoch"),
+    *("val_check_interval", "limit_train_batches", "limit_val_batches", "overfit_batches", "num_sanity_val_steps"),
+    *("precision", "gradient_clip_val", "gradient_clip_algorithm", "reload_dataloaders_every_n_epochs"),
+)
+"""Attributes of a Trainer that decide how long a fit is, and where agents come together in it."""
+ACTING = frozenset({"Checkpoint", "EarlyStopping", "WeightAveraging", "StochasticWeightAveraging", "ConsensusMonitor"})
+"""Classes of callbacks that ask all agents, and their bases."""
+
+
+def trainer_settings(trainer: Trainer) -> list[str]:
+    """What agents must agree on to make the same steps and to come together at the same places."""
+    found = [f"Trainer({name}={getattr(trainer, name, None)!r})" for name in DECIDING]
+    found.append("validation data" if internals.has_validation(trainer) else "no validation data")
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    acting = [one for one in callbacks if ACTING & {kind.__name__ for kind in type(one).__mro__}]
+    return found + [f"callback {type(one).__name__} {getattr(one, 'state_key', '')}" for one in acting]
+
+
+def tell_differences(found: Mapping[str, Any], peers: Peers) -> None:
+    """Say once what may differ between agents, and does. A collective.
+
+    Args:
+        found: the values of this process, by name.
+        peers: the processes of the run.
+    """
+    everyone: list[Mapping[str, Any]] = peers.gather(dict(found), "comparison of settings")
+    for name in everyone[0]:
+        values = [theirs.get(name) for theirs in everyone]
+        if any(value != values[0] for value in values) and peers.rank == 0:
+            _log.warning(f"The agents have different values of the {name}: {', '.join(map(str, values))}.")
 
 
 def check_same_model(

@@ -4,17 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
+from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from cga_lightning.copy_on_write import lazily_copied, shares_memory
 from cga_lightning.lightning.peers import Peers
 from cga_lightning.lightning.swapped import Swapped
-from cga_lightning.passes.module_state import Key, ModuleState, State, mean_state, squared_distance
+from cga_lightning.passes.module_state import Key, ModuleState, State, squared_distance
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
+
+
+class Remembered:
+    """A mean, and the tensors that it is of, as long as nobody has written into them.
+
+    Args:
+        states: the tensors of the agents of this process.
+        mean: of all agents.
+    """
+
+    def __init__(self, states: Sequence[State], mean: State) -> None:
+        self._mean = mean
+        self._copies = [[lazily_copied(tensor) for tensor in state] for state in states]
+
+    def of(self, states: Sequence[State]) -> State | None:
+        """The mean, if it is that of these tensors."""
+        pairs = zip(chain.from_iterable(states), chain.from_iterable(self._copies), strict=False)
+        same = list(map(len, states)) == list(map(len, self._copies)) and all(starmap(_unchanged, pairs))
+        return self._mean if same else None
+
+
+def _unchanged(tensor: Tensor, copy: Tensor) -> bool:
+    return tensor.shape == copy.shape and tensor.dtype == copy.dtype and shares_memory(tensor, copy)
+
+
+def _shapes_of(states: Sequence[State]) -> str:
+    """A short text that is the same for tensors of the same shapes and dtypes."""
+    kinds = ";".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in chain.from_iterable(states))
+    return sha256(kinds.encode()).hexdigest()
 
 
 class Consensus:
@@ -40,19 +72,37 @@ class Consensus:
         self._check = check
         self._swapped: list[Swapped] = []
         self._is_mean = True  # what the module holds, if it is swapped
+        self._last: Remembered | None = None
+        self._checked = ""
 
     def mean(self) -> State:
-        """The mean of all agents' models. A collective: every process must call it."""
+        """The mean of all agents' models. A collective: every process must call it.
+
+        Where nobody has changed its model since the last one, that is the mean still.
+        """
         with self.put_aside():
-            self._check()
-            return mean_state(self._states(), self._peers.mean)
+            states = self._states()
+            shapes = _shapes_of(states)
+            known = None if self._last is None else self._last.of(states)
+            answers = self._peers.gather((shapes, known is not None), "agreement on the model, to average it")
+            if shapes != self._checked or any(theirs != shapes for theirs, _ in answers):
+                self._check()  # of all agents, if of one
+                self._checked = shapes
+            if known is None or not all(unchanged for _, unchanged in answers):
+                known = self._peers.mean(states)
+                self._last = Remembered(states, known)
+            return [lazily_copied(tensor) for tensor in known]
+
+    def forget(self) -> None:
+        """A step begins: models will change."""
+        self._last = None
 
     def distance(self) -> Tensor:
         """The root mean square over all agents of |x^j - mean|, float64. A collective."""
         mean = self.mean()
         with self.put_aside():
             squares = [squared_distance(state, mean) for state in self._states()]
-        return self._peers.mean(torch.stack(squares).mean()).sqrt()
+        return self._peers.mean([[torch.stack(squares).mean()]])[0].sqrt()
 
     # --- in the module
 
@@ -80,7 +130,7 @@ class Consensus:
             replaced = self._swapped[0].replaced()
             if any(self._peers.gather(replaced, "agreement on the model that is validated")):
                 states = [ModuleState(module).capture()]
-                self._swapped.append(Swapped(module, mean_state(states, self._peers.mean)))
+                self._swapped.append(Swapped(module, self._peers.mean(states)))
 
     def unfollow(self) -> None:
         """Before the callbacks that have put other weights in place take them back."""
@@ -123,7 +173,7 @@ class Consensus:
     def left_in(self, module: LightningModule) -> State:
         """What the module ends with: the consensus, and what callbacks have written into it since. A collective."""
         self.enter(module)
-        final = mean_state([ModuleState(module).capture()], self._peers.mean)
+        final = self._peers.mean([ModuleState(module).capture()])
         self.leave()
         return final
 
@@ -135,5 +185,5 @@ class Consensus:
         if "averaging_state" not in checkpoint:  # that of Lightning's WeightAveraging
             return checkpoint
         averages = checkpoint["state_dict"]
-        mean = mean_state([list(averages.values())], self._peers.mean)
+        mean = self._peers.mean([list(averages.values())])
         return {**checkpoint, "state_dict": dict(zip(averages, mean, strict=True))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,13 +12,21 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from cga_lightning.core.algorithm import Algorithm
-from cga_lightning.core.communication import CommunicationError, ProcessGroupCommunicator, leave_group
-from cga_lightning.lightning import internals
+from cga_lightning.core.communication import (
+    CommunicationError,
+    GlooWire,
+    GroupedWire,
+    ProcessGroupCommunicator,
+    Wire,
+    leave_group,
+)
+from cga_lightning.lightning import internals, starting
 from cga_lightning.lightning.agent_files import Resume
 from cga_lightning.lightning.agent_strategy import AgentStrategy, EvalModel
-from cga_lightning.lightning.agreement import check_same_model
+from cga_lightning.lightning.agreement import check_same_model, tell_differences, trainer_settings
 from cga_lightning.lightning.launching import PromptLauncher, end
 from cga_lightning.lightning.loaders import LoadersOfPeers, Uneven, tell_unsplit
 from cga_lightning.lightning.logged_means import LoggedMeans
@@ -30,7 +39,7 @@ from cga_lightning.topology import Topology
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins import ClusterEnvironment
-    from pytorch_lightning import Trainer
+    from pytorch_lightning import LightningModule, Trainer
     from pytorch_lightning.accelerators import Accelerator
     from pytorch_lightning.plugins import CheckpointIO, Precision
 
@@ -107,6 +116,8 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
             precision_plugin=precision_plugin,
         )
         self._means = LoggedMeans(peers)
+        self._own_peers = peers
+        self._fits = 0
         self.timeout = timeout
         self.start_method = start_method
 
@@ -129,6 +140,14 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
             internals.use_launcher(self, PromptLauncher(self, start_method=self.start_method))
         refuse_interactive(self.launcher)
 
+    def connect(self, model: LightningModule) -> None:
+        """Tell the others of SIGTERM along the edges, and not amid whatever this process does."""
+        super().connect(model)
+        internals.await_sigterm(model.trainer, self._note_sigterm)
+
+    def _note_sigterm(self) -> None:
+        self._transitions.terminate.received += 1
+
     def setup_environment(self) -> None:
         """A forked process has none of its parent's threads, and waits for ever if it takes up their pool."""
         if self.start_method == "fork":
@@ -137,10 +156,24 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
 
     def setup_distributed(self) -> None:
         """Wait longer for the others to start than for an answer later."""
+        if not dist.is_initialized():
+            self._connect()
         super().setup_distributed()
         atexit.register(leave_group)
         public = getattr(dist, "set_timeout", None)  # since torch 2.15
         (public or dist.distributed_c10d._set_pg_timeout)(self.timeout)
+
+    def _connect(self) -> None:
+        """As Lightning does, but apart from other runs and from earlier attempts of this one."""
+        self.set_world_ranks()
+        environment, device = self.cluster_environment, self.root_device
+        assert environment is not None
+        os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}
+        if self.num_nodes > 1:
+            starting.choose_interface(environment.main_address)
+        backend = self.process_group_backend or dist.get_default_backend_for_device(device)
+        options = {} if device.type == "cpu" else {"device_id": device}
+        starting.connect(backend, self.global_rank, self.agents, max(self.timeout, START_TIMEOUT), **options)
 
     def setup(self, trainer: Trainer) -> None:
         """Move the module to its device and let all agents start from the same point; never wrap it."""
@@ -151,21 +184,42 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         refuse_uninitialized(module)
         self.model = self.precision_plugin.convert_module(module)
         self.model_to_device()
-        check_same_model(module, self._settings(), self._peers)
+        fitting = trainer.state.fn == "fit"
+        settings = self._settings() + (trainer_settings(trainer) if fitting else [])
+        check_same_model(module, settings, self._peers)
         state = ModuleState(module).capture()
-        overwrite(state, [from_agent_0(tensor) for tensor in state])
-        if trainer.state.fn == "fit":
+        overwrite(state, from_agent_0(state))
+        if fitting:
             seed_all(torch.initial_seed() + self.global_rank)  # else all agents draw the same shuffles and masks
             self.setup_optimizers(trainer)
             streams = RandomStreams([RandomState.capture()])
-            self._training.start(ProcessGroupCommunicator(self.global_rank, self.timeout), streams)
-            self._settling.start(ProcessGroupCommunicator(self.global_rank, self.timeout))
+            self._training.start(ProcessGroupCommunicator(self._next_wire()), streams)
+            self._settling.start(ProcessGroupCommunicator(self._next_wire()))
+            self._transitions.begin(self._peers.notices(self.topology))
         self.setup_precision_plugin()
+
+    def _next_wire(self) -> Wire:
+        """One for each fit: what an earlier one has waited for in vain is no message of this one."""
+        self._fits += 1
+        kind = GlooWire if dist.get_backend() == "gloo" else GroupedWire
+        return kind(self.global_rank, self.timeout, number=1 + self._fits)
+
+    def on_train_start(self) -> None:
+        """What agents need not agree on, but may not know of each other."""
+        super().on_train_start()
+        rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups if "lr" in group]
+        sizes = [
+            getattr(loader, "batch_size", None) for loader in tree_leaves(internals.train_loaders(self.module.trainer))
+        ]
+        tell_differences({"learning rate": [float(rate) for rate in rates], "batch size": sizes}, self._peers)
 
     # --- one step
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """The own pass, on the own model; while it runs the first messages travel."""
+        if not self._training.amid_step:
+            self._consensus.forget()
+            self._transitions.begin_step(self.module.trainer)
         (resident,) = residents = self._training.begin_micro_batch()
         residents.begin_pass(resident, *args)
         return self._cross.own_pass(*args, **kwargs)
@@ -177,7 +231,7 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
             result = closure()
             (resident,) = residents = self._training.residents
             residents.take_gradients(resident)
-            self._training.exchange()
+            self._exchange()
             residents.give_gradients(resident)
             return result
 
@@ -186,6 +240,14 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         once.check()
         self._training.end_step()
         return output
+
+    def _exchange(self) -> None:
+        try:
+            self._transitions.compare(self.module.trainer)
+            self._training.exchange()
+        except CommunicationError as error:
+            self._transitions.explain(error)
+            raise
 
     # --- evaluation
 
@@ -241,6 +303,7 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         """Close the connections to all other agents."""
         communicator = self._training.communicator
         if isinstance(communicator, ProcessGroupCommunicator):
+            self._own_peers.close()
             communicator.close()
 
     def teardown(self) -> None:

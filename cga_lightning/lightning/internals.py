@@ -22,6 +22,8 @@ __all__ = [
     "attributes_of_lightning",
     "MultiProcessingLauncher",
     "await_requeue",
+    "await_sigterm",
+    "has_validation",
     "interrupt",
     "batches_as_usual",
     "before_batches",
@@ -36,6 +38,7 @@ __all__ = [
     "new_loader_stage",
     "requeue",
     "returns_to_tuner",
+    "terminate",
     "train_loaders",
     "transfer_one_by_one",
     "transferring_as_usual",
@@ -77,6 +80,11 @@ def new_loader_stage(trainer: Trainer) -> str | None:
     return "validation" if trainer.validating or trainer.sanity_checking else None
 
 
+def has_validation(trainer: Trainer) -> bool:
+    """Whether a fit has data to validate with."""
+    return bool(trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined())
+
+
 def train_loaders(trainer: Trainer) -> object:
     """The train loader or loaders, as the user's code has returned them and the strategy has processed them."""
     loader = trainer.fit_loop._combined_loader
@@ -114,6 +122,35 @@ def requeue(trainer: Trainer, signal_number: int) -> None:
     type(connector)._slurm_sigusr_handler_fn(connector, signal_number, None)
 
 
+def await_sigterm(trainer: Trainer, notice: Callable[[], None]) -> None:
+    """Let `notice` handle SIGTERM, in place of the Trainer, which waits for all other processes in its handler.
+
+    Processes that this one has started get the signal too, once. To be called before the Trainer sets its handlers.
+    """
+    connector: Any = trainer._signal_connector
+    told: list[int] = []
+
+    def handle(signal_number: int, _: Any) -> None:
+        launcher: Any = trainer.strategy.launcher
+        if launcher is not None and not told:
+            launcher.kill(signal_number)
+        told.append(signal_number)
+        notice()
+
+    connector._sigterm_notifier_fn = handle
+
+
+def terminate(trainer: Trainer) -> None:
+    """End the run as the Trainer does once it has got SIGTERM.
+
+    Raises:
+        SIGTERMException: that of the Trainer's package.
+    """
+    trainer._signal_connector.received_sigterm = True
+    exceptions = importlib.import_module(f"{tree_of(trainer)}.utilities.exceptions")
+    raise exceptions.SIGTERMException
+
+
 def returns_to_tuner(callback: object) -> bool:
     """Whether a callback belongs to a `Tuner`, which reads what it has found once it has stopped the fit."""
     return bool(getattr(callback, "_early_exit", False))
@@ -124,21 +161,10 @@ def is_accumulating(trainer: Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
-def before_batches(trainer: Trainer, act: Callable[[], bool]) -> None:
-    """Act before every train batch of several processes, in place of a broadcast whether process 0 has got a signal.
-
-    Args:
-        trainer: whose fit it is.
-        act: returns whether it has. Then Lightning's broadcast follows, which ends the run.
-    """
+def before_batches(trainer: Trainer, act: Callable[[], None]) -> None:
+    """Act before every train batch of several processes, in place of a broadcast whether process 0 has got a signal."""
     loop: Any = trainer.fit_loop.epoch_loop
-    broadcast: Callable[[], None] = loop._broadcast_sigterm_tensor
-
-    def acting() -> None:
-        if act():
-            broadcast()
-
-    loop._broadcast_sigterm_tensor = acting
+    loop._broadcast_sigterm_tensor = act
 
 
 def batches_as_usual(trainer: Trainer) -> None:

@@ -103,6 +103,8 @@ class PromptLauncher(MultiProcessingLauncher):
             self._strategy.leave()
             if isinstance(exception, CommunicationError):
                 time.sleep(GRACE)  # the main process shows the exception of the first to end: let that be the cause
+            if isinstance(exception, SystemExit):
+                exception.code = exception.code or 1  # after SIGTERM: the main process waits for a result if it is 0
             atexit.register(os._exit, 1)  # as a forked process ends; a spawned one would take seconds more
             raise
 

@@ -38,8 +38,8 @@ class Phases(Callback):
         trainer.callbacks = [self, *_callbacks(trainer)]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let all agents go on with the same before each batch."""
-        internals.before_batches(trainer, lambda: self._transitions.agree(Next.BATCH, trainer))
+        """No broadcast before each batch: who has got a signal is told along the edges."""
+        internals.before_batches(trainer, lambda: self._transitions.next_batch(trainer))
 
     def _go(self, trainer: Trainer) -> None:
         internals.batches_as_usual(trainer)

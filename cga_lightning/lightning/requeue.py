@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pytorch_lightning import Callback
 
 from cga_lightning.lightning import internals, trees
 from cga_lightning.lightning.peers import Peers
+from cga_lightning.lightning.transitions import Transitions
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -21,14 +22,15 @@ class RequeueSignal(Callback):
     for the others.
 
     Args:
-        peers: the processes of the run, of which any may get the signal.
+        transitions: tells all agents of the signal, of which any may get it.
+        peers: the processes of the run.
     """
 
-    def __init__(self, peers: Peers) -> None:
+    def __init__(self, transitions: Transitions, peers: Peers) -> None:
+        self._transitions = transitions
+        self._signal = transitions.requeue
         self._peers = peers
-        self._signal = 0
-        self._received = 0
-        self._answered = 0
+        self._signal_number: int = signal.SIGUSR1  # as far as this process knows
 
     def watch(self, trainer: Trainer) -> None:
         """Take over from the Trainer, before it sets its handlers; only in a job of SLURM that asks to be requeued."""
@@ -39,22 +41,20 @@ class RequeueSignal(Callback):
                 callbacks.append(self)
 
     def _notice(self, signal_number: int, _: Any) -> None:
-        self._signal = signal_number
-        self._received += 1
+        self._signal_number = signal_number
+        self._signal.received += 1
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Nothing is on its way between agents once a step is over."""
-        if not internals.is_accumulating(trainer):
+        if not internals.is_accumulating(trainer) and self._transitions.due(self._signal):
             self._answer(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """It has come after the last step, as in the validation that follows."""
-        self._answer(trainer)
+        """It has come after the last step, as in the validation that follows. A collective."""
+        if any(self._peers.gather(self._signal.pending, "agreement on a signal")):
+            self._answer(trainer)
 
     def _answer(self, trainer: Trainer) -> None:
-        """A collective. The same signal may reach another process later, where it counts as answered."""
-        received = torch.tensor([self._received, self._signal], device=trainer.strategy.root_device)
-        received, signal_number = self._peers.largest(received).tolist()
-        if received > self._answered:
-            self._answered = received
-            internals.requeue(trainer, signal_number)
+        """The same signal may reach another process later, where it counts as answered."""
+        self._signal.answer()
+        internals.requeue(trainer, self._signal_number)

@@ -107,6 +107,11 @@ class Training:
         return self._residents is not None and self._residents.differ
 
     @property
+    def amid_step(self) -> bool:
+        """Whether the agents have seen some of the batches of a step."""
+        return self._residents is not None and len(self._residents.first.micro_batches) > 0
+
+    @property
     def agents_alike(self) -> bool:
         """Whether the tensors of all agents of this process have the same shapes."""
         return not self.agents_differ or self.residents.alike

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -65,24 +65,42 @@ def overwrite(state: State, values: State) -> None:
             tensor.copy_(value)
 
 
-def mean_state(states: Sequence[State], reduce: Callable[[Tensor], Tensor] = lambda mean: mean) -> State:
-    """The consensus: the mean over agents of every floating tensor, agent 0's value of the others (counters).
+def mean_state(states: Sequence[State]) -> State:
+    """The consensus: the mean over agents of every floating tensor, the first one's value of the others (counters).
 
-    Where all agents have the same value, the mean is that value to the bit.
-
-    Args:
-        states: those of the agents of this process.
-        reduce: completes the mean of a tensor over all processes. Sums run in float32 or wider.
+    Where all agents have the same value, the mean is that value to the bit. Sums run in float32 or wider.
     """
-    return [_mean(tensors, reduce) for tensors in zip(*states, strict=True)]
+    alike = zip(*states, strict=True)
+    return [mean_tensor(tensors) if is_averaged(tensors[0]) else tensors[0].clone() for tensors in alike]
 
 
-def finite_part(tensor: Tensor) -> Tensor:
-    """A copy with 0 for what is not finite: where a mean starts from, see `deviation`."""
+def is_averaged(tensor: Tensor) -> bool:
+    """Whether agents have the mean of their tensors, and not each its own."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """In which tensors of this dtype are averaged."""
+    return torch.float32 if tensor.itemsize < torch.float32.itemsize else tensor.dtype
+
+
+def mean_tensor(tensors: Sequence[Tensor]) -> Tensor:
+    """The mean of tensors of one shape and dtype, in their order."""
+    first = tensors[0]
+    wide = wide_dtype(first)
+    start = _finite_part(first.to(wide))
+    total = torch.zeros_like(start)
+    for tensor in tensors:
+        total += _deviation(tensor.to(wide), start, len(tensors))
+    return _mean_around(start, total).to(first.dtype)
+
+
+def _finite_part(tensor: Tensor) -> Tensor:
+    """A copy with 0 for what is not finite: where a mean starts from, see `_deviation`."""
     return torch.where(tensor.isfinite(), tensor, 0.0)
 
 
-def deviation(tensor: Tensor, start: Tensor, count: int) -> Tensor:
+def _deviation(tensor: Tensor, start: Tensor, count: int) -> Tensor:
     """What one of `count` tensors adds to their mean, less `start`: nothing where it equals `start`.
 
     Dividing first keeps what is as large as the dtype allows from overflowing, masks of `finfo.min` for instance.
@@ -90,7 +108,7 @@ def deviation(tensor: Tensor, start: Tensor, count: int) -> Tensor:
     return torch.where(tensor == start, 0.0, tensor / count - start / count)
 
 
-def mean_around(start: Tensor, deviations: Tensor) -> Tensor:
+def _mean_around(start: Tensor, deviations: Tensor) -> Tensor:
     """The mean, from `start` and the sum of all deviations: `start` itself where they are 0, with its sign."""
     return torch.where(deviations == 0, start, start + deviations)
 
@@ -99,15 +117,3 @@ def squared_distance(state: State, mean: State) -> Tensor:
     """|x - mean|^2 over all floating tensors of two states, a float64 scalar."""
     pairs = [(a, b) for a, b in zip(state, mean, strict=True) if a.is_floating_point()]
     return torch.stack([(a.double() - b.double()).square().sum() for a, b in pairs]).sum()
-
-
-def _mean(tensors: Sequence[Tensor], reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    first = tensors[0]
-    if not (first.is_floating_point() or first.is_complex()):
-        return first.clone()
-    wide = torch.float32 if first.itemsize < torch.float32.itemsize else first.dtype
-    start = finite_part(first.to(wide))
-    total = torch.zeros_like(start)
-    for tensor in tensors:
-        total += deviation(tensor.to(wide), start, len(tensors))
-    return reduce(mean_around(start, total)).to(first.dtype)

@@ -122,6 +122,11 @@ class Topology(ABC):
         rank = int(degrees.argmax())
         return rank, int(degrees[rank])
 
+    @cached_property
+    def diameter(self) -> int:
+        """How many edges lie between the two agents that are farthest apart, whatever their direction and step."""
+        return self._links.diameter
+
     def spectral_gap(self) -> float:
         """Return 1 - |second largest eigenvalue of W|: 1 agrees in one step, near 0 mixes slowly."""
         return self._gap

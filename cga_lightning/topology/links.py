@@ -60,6 +60,18 @@ class Links:
         return self._all_told() and self.reversed._all_told()
 
     @property
+    def diameter(self) -> int:
+        """How many links lie between the two agents that are farthest apart, each link taken either way."""
+        near = self.dense() | self.dense().T | np.eye(self.agents, dtype=bool)
+        reached, hops = near, min(1, self.agents - 1)
+        while not reached.all():
+            reached, before = reached @ near, reached
+            hops += 1
+            if np.array_equal(reached, before):
+                raise ValueError("Agents that never hear of each other have no distance.")
+        return hops
+
+    @property
     def degrees(self) -> Indices:
         """How many others each agent hears `[N]`."""
         return np.diff(self._starts)

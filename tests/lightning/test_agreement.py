@@ -135,3 +135,29 @@ def test_the_best_checkpoint_is_that_of_agent_0(tmp_path):
 def test_validation_data_for_some_agents_only(tmp_path):
     with pytest.raises(Exception, match="validation loader of agent 1, 2 has no batch, but those of others have"):
         fit(tmp_path, data=OwnValidation(empty=(1, 2)), eval_model="own")
+
+
+class Differs(pl.Callback):
+    """Agent 1 has another setting than the others."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def setup(self, trainer, pl_module, stage):
+        if trainer.global_rank == 1:
+            self.change(trainer, pl_module)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda trainer, _: setattr(trainer.fit_loop, "max_epochs", 3), r"max_epochs=2\), agent 1 has .*max_epochs=3"),
+        (lambda trainer, _: setattr(trainer, "limit_val_batches", 1), "limit_val_batches"),
+        (lambda trainer, _: trainer.callbacks.append(EarlyStopping("loss")), "EarlyStopping"),
+    ],
+)
+def test_settings_that_decide_the_length_of_a_run_are_compared(change, found):
+    strategy = cga.DecentralizedStrategy(start_method="fork", timeout=timedelta(seconds=60))
+    trainer = pl.Trainer(strategy=strategy, callbacks=Differs(change), **QUIET | {"devices": AGENTS, "max_epochs": 2})
+    with pytest.raises(Exception, match=f"agent 0 has .*{found}"):
+        trainer.fit(Module(), datamodule=OwnValidation())

@@ -221,6 +221,39 @@ def test_requeue(pl: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert len(saved) == 1, lacks("_SignalConnector._slurm_sigusr_handler_fn(signum, frame), which saves", "requeue")
 
 
+def test_has_validation(pl: Any) -> None:
+    callback, found = at(pl, "on_fit_start", internals.has_validation)
+    trainer = pl.Trainer(**ONE, callbacks=callback)
+    reach(trainer, "fit_loop.epoch_loop.val_loop._data_source", "has_validation")
+    trainer.fit(make_module(pl), loader(1), loader(1))
+    trainer.fit(make_module(pl), loader(1))
+    assert found == [True, False], lacks("_DataLoaderSource.is_defined()", "has_validation")
+
+
+def test_await_sigterm(pl: Any) -> None:
+    """In place of the handler that waits for the other processes."""
+    trainer, told = pl.Trainer(**ONE), []
+    name = "_signal_connector._sigterm_notifier_fn"
+    usual = reach(trainer, name, "await_sigterm").__func__
+    assert "dist.broadcast(sigterm_tensor, src=0)" in inspect.getsource(usual), "there is nothing to replace any more"
+    internals.await_sigterm(trainer, lambda: told.append(1))
+    before = signal.getsignal(signal.SIGTERM)
+    connector = trainer._signal_connector
+    connector.register_signal_handlers()
+    signal.raise_signal(signal.SIGTERM)
+    connector.teardown()
+    assert told == [1] and not trainer.received_sigterm, lacks(f"a use of Trainer.{name}", "await_sigterm")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_terminate(pl: Any) -> None:
+    trainer = pl.Trainer(**ONE)
+    reach(trainer, "_signal_connector.received_sigterm", "terminate")
+    with pytest.raises(pl.utilities.exceptions.SIGTERMException):
+        internals.terminate(trainer)
+    assert trainer.received_sigterm
+
+
 def test_returns_to_tuner(pl: Any) -> None:
     finder = pl.callbacks.LearningRateFinder()
     assert not internals.returns_to_tuner(finder)
