@@ -77,7 +77,7 @@ class Reads(TorchDispatchMode):
     """
 
     OPERATIONS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "unique", "masked_select", "item")
-    IN_HOST_MEMORY = ("_checks.py", "copies.py")  # segment bounds, and what has arrived
+    IN_HOST_MEMORY = ("_checks.py", "copies.py", "notices.py")  # segment bounds, what has arrived, gloo's messages
     METHODS = ("tolist", "numpy", "cpu", "__array__")
 
     def __init__(self) -> None:

@@ -55,6 +55,8 @@ class RelaySGD(Algorithm):
     which is `RelaySGD()`.
     """
 
+    graphs = "fixed"
+
     def __init__(
         self,
         hops: int = 1,
