@@ -19,7 +19,13 @@ from cga_lightning.algorithms import (
 )
 from cga_lightning.compression import QSGD, Compressor, ErrorFeedback, Identity, RandomK, ScaledSign, TopK
 from cga_lightning.core import Agent, LocalCommunicator, StepDriver
-from cga_lightning.lightning import ConsensusMonitor, DecentralizedStrategy, PartitionedDataModule, SimulatedStrategy
+from cga_lightning.lightning import (
+    ConsensusMonitor,
+    DecentralizedStrategy,
+    PartitionedDataModule,
+    RunRecord,
+    SimulatedStrategy,
+)
 from cga_lightning.topology import (
     Bipartite,
     Complete,
@@ -61,6 +67,7 @@ __all__ = [
     "QuasiGlobalMomentum",
     "RandomK",
     "Ring",
+    "RunRecord",
     "ScaledSign",
     "SimulatedStrategy",
     "StepDriver",

@@ -96,6 +96,14 @@ class PartitionedDataModule(LightningDataModule):
             parts = parts(self._labels(parts, samples), agents, seed=self.seed)
         return _checked(parts, agents, samples)
 
+    def classes(self) -> Any:
+        """The class of every train sample `[n]`, given or found.
+
+        Raises:
+            TypeError, ValueError: there is nothing that could be the labels.
+        """
+        return partitions.classes_of(self._labels(partitions.by_label, len(self.train)))  # type: ignore[arg-type]
+
     def _labels(self, partition: Partition, samples: int) -> Any:
         """What the partition asks for: the labels, or just their number."""
         labels = self.labels

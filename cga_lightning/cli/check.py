@@ -1,0 +1,1 @@
+"""`cga-lightning check`: try a module and its data for two steps."""
