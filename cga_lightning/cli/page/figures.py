@@ -13,6 +13,7 @@ from cga_lightning.cli.page.logs import TRAFFIC, Run, Series, bytes_at, finite
 COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#06b6d4", "#ec4899", "#84cc16", "#f97316", "#64748b")
 """Of runs, in their order; readable on white and on black."""
 
+BLUES = [[0, "#e8f0fe"], [1, "#1d4ed8"]]
 TIME = "time/"
 NETWORK = ("consensus_distance", "conflicts", "non_finite", "non_finite_gradients", "gradient_norm")
 STEP, SENT = "step", "MB sent per agent"
@@ -49,8 +50,7 @@ def parts(runs: Sequence[Run]) -> Iterator[Part]:
     yield from _logged(runs)
     yield from _network(runs)
     yield _time(runs)
-    for run in runs:
-        yield from _record(run, several=len(runs) > 1)
+    yield from _records(runs)
 
 
 def color_of(index: int) -> str:
@@ -193,19 +193,29 @@ def _time(runs: Sequence[Run]) -> Part:
 # --- graph and labels
 
 
-def _record(run: Run, *, several: bool) -> Iterator[Part]:
-    whose = f" of {run.name}" if several else ""
-    if run.record is None:
+def _records(runs: Sequence[Run]) -> Iterator[Part]:
+    """Graph and labels: once for all runs that have the same."""
+    by_record: dict[str, list[Run]] = {}
+    for run in runs:
         if run.members == "agents":
-            yield Missing(
-                f"Graph, labels and settings{whose}",
-                "The log does not have them. Add cga_lightning.RunRecord() to the callbacks.",
-            )
+            same = run.record and [run.record[name] for name in ("mixing_matrix", "labels")]
+            by_record.setdefault(repr(same), []).append(run)
+    for alike in by_record.values():
+        whose = "" if len(by_record) == 1 else f" of {', '.join(run.name for run in alike)}"
+        yield from _record(alike[0].record, whose)
+
+
+def _record(record: Mapping[str, Any] | None, whose: str) -> Iterator[Part]:
+    if record is None:
+        yield Missing(
+            f"Graph, labels and settings{whose}",
+            "The log does not have them. Add cga_lightning.RunRecord() to the callbacks.",
+        )
         return
-    matrix = np.array(run.record["mixing_matrix"])
+    matrix = np.array(record["mixing_matrix"])
     yield Figure(f"Graph{whose}", _graph(matrix), _square(), "Edges are the wider, the larger their mixing weight.")
     yield Figure(f"Mixing matrix{whose}", [_heat(matrix, "agent", "agent")], _heat_axes("from agent", "agent"))
-    labels = run.record["labels"]
+    labels = record["labels"]
     if labels is None:
         yield Missing(
             f"Labels of the agents{whose}",
@@ -253,13 +263,13 @@ def _square() -> dict[str, Any]:
 
 def _heat(values: Any, row: str, column: str, x: Iterable[str] | None = None) -> dict[str, Any]:
     heat: dict[str, Any] = {
-        **{"type": "heatmap", "z": values.tolist(), "colorscale": "Blues", "xgap": 1, "ygap": 1},
+        **{"type": "heatmap", "z": values.tolist(), "colorscale": BLUES, "xgap": 1, "ygap": 1},
         "y": [str(rank) for rank in range(len(values))],
         "x": list(x) if x is not None else [str(rank) for rank in range(values.shape[1])],
         "hovertemplate": f"{row} %{{y}}, {column} %{{x}}: %{{z:.6g}}<extra></extra>",
     }
     few = values.size <= 200
-    return {**heat, "texttemplate": "%{z:.3g}"} if few else heat
+    return {**heat, "texttemplate": "%{z:.3~g}"} if few else heat
 
 
 def _heat_axes(x: str, y: str) -> dict[str, Any]:
