@@ -105,9 +105,8 @@ def parse(arguments: Sequence[str]) -> Any:
     parser = jsonargparse.ArgumentParser(
         prog="cga-lightning compare", description=__doc__, formatter_class=_formatter()
     )
-    parser.add_argument(
-        "--config", action=jsonargparse.ActionConfigFile, metavar="FILE", help="a YAML file with these options"
-    )
+    file: Any = jsonargparse.ActionConfigFile  # type: ignore[attr-defined]
+    parser.add_argument("--config", action=file, metavar="FILE", help="a YAML file with these options")
     _add_options(parser)
     given = list(arguments)
     if given and not given[0].startswith("-"):

@@ -64,3 +64,9 @@ class WithOptimizersOfItsOwn(Net):
 class WithData(Net):
     def train_dataloader(self) -> Any:
         return [DataLoader(Blobs(40, seed), batch_size=8) for seed in range(3)]
+
+
+class Validated(Net):
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        points, labels = batch
+        self.log("val_loss", nn.functional.cross_entropy(self(points), labels))

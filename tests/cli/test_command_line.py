@@ -46,7 +46,7 @@ import sys
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("jsonargparse", "rich", "plotly", "scipy", "matplotlib"):
+        if name.partition(".")[0] in ("jsonargparse", "plotly"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())

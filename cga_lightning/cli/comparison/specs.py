@@ -22,7 +22,7 @@ _KEYS = {"class_path", "init_args"}
 
 
 def built(
-    kind: str, spec: Spec, base: type[Any], known: Mapping[str, Callable[[], Any]], home: str, **more: Any
+    kind: str, spec: Spec, base: type[Any], known: Mapping[str, Callable[..., Any]], home: str, **more: Any
 ) -> Any:
     """The object that is described.
 

@@ -107,7 +107,7 @@ def _module(model: Spec, train: Dataset[Any], **more: Any) -> pl.LightningModule
     if isinstance(model, str) and model in networks.NETWORKS:
         channels, side = train[0][0].shape[:2]
         return networks.Classifier(networks.NETWORKS[model](channels, side, _classes(train)), **more)
-    module: pl.LightningModule = built("model", model, pl.LightningModule, dict(networks.NETWORKS), "__main__", **more)
+    module: pl.LightningModule = built("model", model, pl.LightningModule, networks.NETWORKS, "__main__", **more)
     return module
 
 
