@@ -14,7 +14,7 @@ PACKAGE = ROOT / "cga_lightning"  # read and not imported, which an import upwar
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 
 LAYERS = [
-    {"names", "copy_on_write"},
+    {"names", "classes", "copy_on_write"},
     {"topology", "compression", "partition", "ops"},
     {"core"},
     {"passes", "algorithms"},

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pytorch_lightning import Callback
 
 from cga_lightning.lightning.internals import is_accumulating
+from cga_lightning.partition import counts
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -123,11 +123,10 @@ def _labels(trainer: Trainer, agents: int) -> dict[str, Any] | None:
     """The classes, and how many samples of each the agents have `[N, C]`; None where that cannot be known."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     try:
-        classes, labels = np.unique(data.classes(), return_inverse=True)
-        counts = [np.bincount(labels[part], minlength=len(classes)).tolist() for part in data.parts(agents)]
+        classes, table = counts(data.classes(), data.parts(agents))
     except (AttributeError, TypeError, ValueError):  # other data, or samples that have no classes
         return None
-    return {"classes": [str(name) for name in classes], "counts": counts}
+    return {"classes": [str(name) for name in classes], "counts": table.tolist()}
 
 
 def _settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
