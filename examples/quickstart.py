@@ -31,9 +31,9 @@ BASELINE = "dpsgd"
 REGISTERED = {name: StrategyRegistry[name]["init_params"] for name in StrategyRegistry}
 STRATEGIES = {name: options for name, options in REGISTERED.items() if options.get("algorithm", BASELINE) != BASELINE}
 
-for library in ("pytorch_lightning", "lightning_fabric"):
+for library in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
     logging.getLogger(library).setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec)")  # the data is in memory
+warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|logging interval)")  # the data is in memory
 
 
 class Classifier(pl.LightningModule):

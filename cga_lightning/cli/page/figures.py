@@ -175,7 +175,10 @@ def _time(runs: Sequence[Run]) -> Part:
     """Seconds per step by what they were spent on, one bar per run."""
     names = dict.fromkeys(name for run in runs for name in run.series if name.startswith(TIME))
     if not names:
-        return Missing("Computing and waiting", f"The log has no times. They are shown where it has {TIME}... values.")
+        return Missing(
+            "Computing and waiting",
+            f"The log has no times. Log seconds per step as {TIME}computing and {TIME}waiting, and they are shown.",
+        )
     bars = [
         {
             "type": "bar",
