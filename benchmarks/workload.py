@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -17,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from models import Classifier, cnn, lenet5  # noqa: E402
+from cga_lightning.cli.comparison.networks import Classifier, cnn, lenet5
 
 
 def wide() -> nn.Module:

@@ -40,7 +40,13 @@ from cga_lightning.compression import (
     TopK,
 )
 from cga_lightning.core import Agent, LocalCommunicator, StepDriver
-from cga_lightning.lightning import ConsensusMonitor, DecentralizedStrategy, PartitionedDataModule, SimulatedStrategy
+from cga_lightning.lightning import (
+    ConsensusMonitor,
+    DecentralizedStrategy,
+    PartitionedDataModule,
+    RunRecord,
+    SimulatedStrategy,
+)
 from cga_lightning.topology import (
     BaseGraph,
     Bipartite,
@@ -100,6 +106,7 @@ __all__ = [
     "RelaySGD",
     "Ring",
     "Rounded",
+    "RunRecord",
     "ScaledSign",
     "SimulatedStrategy",
     "StepDriver",

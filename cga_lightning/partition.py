@@ -5,14 +5,18 @@ arrays are disjoint, cover all n samples, and none is empty. Equal arguments giv
 state is touched. Each raises a ValueError when the samples cannot be shared out like that.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cga_lightning.classes import classes_of, repeated
 from cga_lightning.names import lookup
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Indices = NDArray[np.int64]
 
@@ -23,7 +27,7 @@ def by_label(labels: ArrayLike, agents: int, seed: int = 0) -> list[Indices]:
     With more agents than classes, agent j holds class j mod C, and the agents of one class share its samples evenly
     (`seed` draws who gets which).
     """
-    values = _repeated(_labels(labels, agents))
+    values = repeated(_labels(labels, agents))
     classes = _by_class(values, np.random.default_rng(seed))
     parts: list[list[Indices]] = [[] for _ in range(agents)]
     for c, samples in enumerate(classes):
@@ -36,9 +40,7 @@ def by_label(labels: ArrayLike, agents: int, seed: int = 0) -> list[Indices]:
 
 def iid(labels: ArrayLike | int, agents: int, seed: int = 0) -> list[Indices]:
     """Deal all samples out at random, equally many to each agent; takes any labels, or just their number n."""
-    count = int(labels) if isinstance(labels, (int, np.integer)) else len(labels)  # type: ignore[arg-type]
-    _check_agents(agents)
-    _check_enough(count, agents, "the data")
+    count = _count(labels, agents)
     order = np.random.default_rng(seed).permutation(count)
     return [np.sort(part) for part in np.array_split(order, agents)]
 
@@ -65,9 +67,8 @@ def dirichlet(labels: ArrayLike, agents: int, alpha: float = 0.1, seed: int = 0)
     many agents as classes of equal size; large: nearly iid. All agents get equally many samples. A class that runs out
     is no longer drawn, so the last agents take what is left.
     """
-    values = _repeated(_labels(labels, agents))
-    if not 0 < alpha < np.inf:
-        raise ValueError(f"alpha must be positive and finite, got {alpha}; use iid for the limit of large alpha.")
+    values = repeated(_labels(labels, agents))
+    _check_alpha(alpha)
     generator = np.random.default_rng(seed)
     classes = _by_class(values, generator)
     stock = np.array([len(samples) for samples in classes])
@@ -80,6 +81,75 @@ def dirichlet(labels: ArrayLike, agents: int, alpha: float = 0.1, seed: int = 0)
     return _joined(parts)
 
 
+def quantity_skew(labels: ArrayLike | int, agents: int, alpha: float = 0.5, seed: int = 0) -> list[Indices]:
+    """Give agents very different numbers of samples, drawn at random: shares ~ Dirichlet(alpha, ..., alpha).
+
+    Each keeps at least one sample. Takes any labels, or just their number n. Small `alpha`: one agent has almost all;
+    large: equal numbers. The quantity skew of Li et al. 2022 (NIID-Bench).
+    """
+    count = _count(labels, agents)
+    _check_alpha(alpha)
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(count)
+    shares = generator.dirichlet(np.full(agents, alpha))
+    ends = np.round(np.cumsum(shares[:-1]) * (count - agents)).astype(np.int64) + np.arange(1, agents)
+    return [np.sort(part) for part in np.split(order, ends)]
+
+
+def pathological(labels: ArrayLike, agents: int, classes_per_agent: int | None = None, seed: int = 0) -> list[Indices]:
+    """Give each agent samples of that many classes and no others (#C = k of Li et al. 2022).
+
+    Every class has an owner, and as many owners as the others, up to one; these share its samples evenly. As the
+    `PathologicalPartitioner` of flwr-datasets with `num_classes_per_partition`, but that no class is left out.
+
+    Args:
+        labels, agents, seed: as of all partitions.
+        classes_per_agent: 2 if None, or more if that many agents could not own all classes otherwise.
+    """
+    values = repeated(_labels(labels, agents))
+    generator = np.random.default_rng(seed)
+    classes = _by_class(values, generator)
+    fewest = -(-len(classes) // agents)
+    if classes_per_agent is None:
+        classes_per_agent = min(max(2, fewest), len(classes))
+    if not 1 <= classes_per_agent <= len(classes) <= agents * classes_per_agent:
+        raise ValueError(
+            f"{agents} agents with {classes_per_agent} classes each cannot share out {len(classes)} classes: "
+            f"classes_per_agent must be from {fewest} to {len(classes)}."
+        )
+    owners = _owners(agents, classes_per_agent, len(classes), generator)
+    parts: list[list[Indices]] = [[] for _ in range(agents)]
+    for samples, of_class in zip(classes, owners, strict=True):
+        _check_enough(len(samples), len(of_class), f"class {values[samples[0]]}")
+        for owner, part in zip(of_class, np.array_split(samples, len(of_class)), strict=True):
+            parts[owner].append(part)
+    return _joined(parts)
+
+
+def natural_id(labels: ArrayLike, agents: int, seed: int = 0) -> list[Indices]:
+    """Keep together what has the same id: a user, a device, a hospital; `labels` are these ids.
+
+    With as many agents as ids, each agent has one, in their order. With fewer, whole ids are dealt out so that the
+    numbers of samples come close: the largest first, each to the agent that has fewest so far; `seed` decides between
+    equal ones. As the `NaturalIdPartitioner` of flwr-datasets, whose `partition_by` names the column:
+    `PartitionedDataModule(train, labels="hospital", partition="natural_id")`.
+    """
+    values = _labels(labels, agents)
+    generator = np.random.default_rng(seed)
+    ids = _by_class(values, generator)
+    if len(ids) < agents:
+        raise ValueError(f"{agents} agents cannot have one id each of {len(ids)}; use fewer agents, or another column.")
+    if len(ids) == agents:
+        return _joined([[samples] for samples in ids])
+    parts: list[list[Indices]] = [[] for _ in range(agents)]
+    sizes, order = np.zeros(agents, dtype=np.int64), generator.permutation(len(ids))
+    for one in sorted(order.tolist(), key=lambda one: -len(ids[one])):
+        poorest = int(sizes.argmin())
+        parts[poorest].append(ids[one])
+        sizes[poorest] += len(ids[one])
+    return _joined(parts)
+
+
 Partition = Callable[..., list[Indices]]
 
 PARTITIONS: dict[str, Partition] = {
@@ -87,6 +157,9 @@ PARTITIONS: dict[str, Partition] = {
     "iid": iid,
     "shards": shards,
     "dirichlet": dirichlet,
+    "quantity_skew": quantity_skew,
+    "pathological": pathological,
+    "natural_id": natural_id,
 }
 
 
@@ -103,66 +176,7 @@ def needs_labels(partition: Partition) -> bool:
     """Whether a partition asks for the labels, and not just for their number."""
     while isinstance(partition, partial):
         partition = partition.func
-    return partition is not iid
-
-
-def classes_of(labels: Any) -> NDArray[Any]:
-    """The class of every sample `[n]`, of any type that can be sorted.
-
-    Args:
-        labels: array, tensor or list `[n]` or `[n, 1]` of numbers or strings, or rows `[n, C]` that are one-hot.
-
-    Raises:
-        ValueError: a sample has several labels or none (None, NaN), or they cannot be sorted.
-    """
-    values = _array(labels)
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    elif _one_hot(values):
-        values = values.argmax(axis=1)
-    if values.ndim != 1:
-        raise ValueError(
-            f"labels must be one class per sample, [n], got the shape {list(values.shape)}, which is not one-hot; give "
-            "one label of each sample, or use iid, or index arrays of your own."
-        )
-    for sample in np.flatnonzero(_missing(values)):
-        raise ValueError(f"labels must be one class per sample, got {values[sample]} at sample {sample}; leave it out.")
-    try:
-        if values.dtype.kind == "O":
-            np.sort(values)
-            _ = set(values.tolist())  # no lists and sets, which can be sorted too
-    except TypeError as error:
-        raise ValueError(f"labels must be numbers or strings, of one type, got {values[0]!r}: {error}.") from error
-    return values
-
-
-def _array(labels: Any) -> NDArray[Any]:
-    if not isinstance(labels, list | tuple):
-        return np.asarray(_on_cpu(labels))
-    values = [_on_cpu(value) for value in labels]
-    kinds = set(map(type, values))
-    mixed = len(kinds) > 1 and str in kinds  # numpy would make strings of all, nan included
-    try:
-        return np.asarray(values, dtype=object if mixed else None)
-    except ValueError as error:
-        raise ValueError(f"labels must be one class per sample, [n], got several of some: {error}") from error
-
-
-def _on_cpu(tensor: Any) -> Any:
-    return tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else tensor
-
-
-def _one_hot(values: NDArray[Any]) -> bool:
-    """Whether `[n, C]` has a single 1 in each row and 0 elsewhere, in no fewer rows than classes."""
-    if values.ndim != 2 or values.dtype.kind not in "biuf" or len(values) < values.shape[1]:
-        return False
-    return bool(((values == 0) | (values == 1)).all() and (values.sum(axis=1) == 1).all())
-
-
-def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
-    if values.dtype.kind == "O":
-        return np.array([value is None or value != value for value in values])
-    return np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), dtype=bool)
+    return partition not in (iid, quantity_skew)
 
 
 def _labels(labels: Any, agents: int) -> NDArray[Any]:
@@ -172,14 +186,53 @@ def _labels(labels: Any, agents: int) -> NDArray[Any]:
     return values
 
 
-def _repeated(values: NDArray[Any]) -> NDArray[Any]:
-    """Refuse the values of a regression: hardly two samples would be of one class."""
-    if values.dtype.kind == "f" and (values != np.floor(values)).any() and len(np.unique(values)) > len(values) / 2:
-        raise ValueError(
-            f"labels must be classes, got {len(np.unique(values))} different values among {len(values)} samples, such "
-            f"as {values[0]:.6g}: targets of a regression. Use shards or iid, or give classes such as np.digitize(...)."
-        )
-    return values
+def counts(labels: ArrayLike, parts: Sequence[ArrayLike]) -> tuple[list[Any], Indices]:
+    """The classes there are, sorted, and how many samples of each every part has, int64 `[N, C]`."""
+    classes, values = np.unique(classes_of(labels), return_inverse=True)
+    return classes.tolist(), np.stack([np.bincount(values[np.asarray(part)], minlength=len(classes)) for part in parts])
+
+
+def plot(labels: ArrayLike, parts: Sequence[ArrayLike]) -> "Figure":
+    """Draw what every agent has: a heat map of samples by class, and bars of samples in all.
+
+    Args:
+        labels: of the n samples.
+        parts: indices into them, one array per agent.
+
+    Returns:
+        A figure of matplotlib: `figure.savefig("parts.png")`.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("partition.plot needs matplotlib: pip install 'cga-lightning[tools]'.") from error
+    classes, table = counts(labels, parts)
+    height = 1.5 + 0.25 * len(table)
+    figure = Figure(figsize=(7 + 0.2 * len(classes), height), layout="constrained")
+    heat, bars = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    image = heat.imshow(table, aspect="auto", cmap="Blues", vmin=0)
+    heat.set(xlabel="class", ylabel="agent", xticks=range(len(classes)), yticks=range(len(table)))
+    heat.set_xticklabels([str(name) for name in classes], rotation=90 if len(classes) > 12 else 0)
+    figure.colorbar(image, ax=heat, label="samples")
+    bars.barh(range(len(table)), table.sum(axis=1))
+    bars.set(xlabel="samples in all")
+    return figure
+
+
+def _count(labels: ArrayLike | int, agents: int) -> int:
+    """The number n of samples, of which only that is asked."""
+    count = int(labels) if isinstance(labels, (int, np.integer)) else len(labels)  # type: ignore[arg-type]
+    _check_agents(agents)
+    _check_enough(count, agents, "the data")
+    return count
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 < alpha < np.inf:
+        raise ValueError(f"alpha must be positive and finite, got {alpha}; use iid for the limit of large alpha.")
 
 
 def _check_agents(agents: int) -> None:
@@ -227,6 +280,15 @@ def _draw(
         drawn = generator.multinomial(size - taken.sum(), weights / weights.sum())
         taken += np.minimum(drawn, stock - taken)
     return taken
+
+
+def _owners(agents: int, each: int, classes: int, generator: np.random.Generator) -> list[list[int]]:
+    """Which agents own each class: `each` different classes per agent, dealt out from one row of all in turn."""
+    row, order = generator.permutation(classes), generator.permutation(agents)
+    owners: list[list[int]] = [[] for _ in range(classes)]
+    for place in range(agents * each):
+        owners[row[place % classes]].append(int(order[place // each]))
+    return owners
 
 
 def _joined(parts: list[list[Indices]]) -> list[Indices]:

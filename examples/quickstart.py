@@ -16,22 +16,24 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from data import Images, digits, mnist
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.strategies import StrategyRegistry
-from report import Recorder, draw, print_table
+from report import ProgressBar, SaveConsensus, TestAccuracy, draw, print_table, read_record
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cga_lightning import DecentralizedStrategy, PartitionedDataModule, SimulatedStrategy
+from cga_lightning import ConsensusMonitor, DecentralizedStrategy, PartitionedDataModule, RunRecord, SimulatedStrategy
+from cga_lightning.cli.comparison.images import Images, digits, mnist
+from cga_lightning.cli.report import write
 from cga_lightning.topology import TOPOLOGIES
 
 BASELINE = "dpsgd"
 REGISTERED = {name: StrategyRegistry[name]["init_params"] for name in StrategyRegistry}
 STRATEGIES = {name: options for name, options in REGISTERED.items() if options.get("algorithm", BASELINE) != BASELINE}
 
-for library in ("pytorch_lightning", "lightning_fabric"):
+for library in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
     logging.getLogger(library).setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec)")  # the data is in memory
+warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|logging interval)")  # the data is in memory
 
 
 class Classifier(pl.LightningModule):
@@ -52,25 +54,35 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
         images, labels = batch
-        return cross_entropy(self(images), labels)
+        loss = cross_entropy(self(images), labels)
+        self.log("loss", loss)
+        return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD with momentum."""
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
 
-def fit(algorithm: str, args: argparse.Namespace, data: PartitionedDataModule, recorder: Recorder) -> bool:
-    """Train the agents by one method; True in the process that shows the results."""
+def fit(algorithm: str, args: argparse.Namespace, data: PartitionedDataModule, test: Images, folder: Path) -> bool:
+    """Train the agents by one method, with logs in `folder`; True in the process that shows the results."""
     pl.seed_everything(args.seed, verbose=False)
     if args.strategy == "simulated":
         devices, strategy = 1, SimulatedStrategy(args.agents, algorithm, args.topology)
     else:
         start_method = STRATEGIES[args.strategy]["start_method"]
         devices, strategy = args.agents, DecentralizedStrategy(algorithm, args.topology, start_method=start_method)
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    options = {"accelerator": "cpu", "max_steps": args.steps, "callbacks": recorder, **quiet}
-    trainer = pl.Trainer(devices=devices, strategy=strategy, **options)
-    trainer.fit(Classifier(side=recorder.test.images.shape[-1]), datamodule=data)
+    every, measure = max(1, args.steps // 20), TestAccuracy(test)
+    callbacks = [
+        ProgressBar(algorithm.upper()),
+        ConsensusMonitor(every_n_steps=every),
+        RunRecord(measure, every_n_steps=every),
+        SaveConsensus(measure, folder / "consensus.json"),
+    ]
+    logger = CSVLogger(folder.parent, name=folder.name, version="")
+    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    options = {"accelerator": "cpu", "max_steps": args.steps, "log_every_n_steps": every, "logger": logger, **quiet}
+    trainer = pl.Trainer(devices=devices, strategy=strategy, callbacks=callbacks, **options)
+    trainer.fit(Classifier(side=test.images.shape[-1]), datamodule=data)
     return trainer.is_global_zero
 
 
@@ -78,17 +90,18 @@ def compare(args: argparse.Namespace, train: Images, test: Images) -> None:
     """Train by the baseline and by the chosen method, then show both."""
     chosen = STRATEGIES.get(args.strategy, {"algorithm": "cga"})["algorithm"]
     data = PartitionedDataModule(train.dataset(), partition="by_label", batch_size=32, seed=args.seed)
-    records = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in (BASELINE, chosen):
-            recorder = Recorder(name.upper(), test, max(1, args.steps // 20), Path(folder, name))
-            if fit(name, args, data, recorder):
-                records[recorder.name] = recorder.read()
-    if records:
+        runs = {name.upper(): Path(folder, name.upper()) for name in (BASELINE, chosen)}
+        if not all([fit(name.lower(), args, data, test, run) for name, run in runs.items()]):
+            return
+        records = {name: read_record(run) for name, run in runs.items()}
         classes = [sorted(set(train.labels[part].tolist())) for part in data.parts(args.agents)]
         print_table(records, classes)
         title = f"{args.agents} agents ({args.topology}), each trains on {max(map(len, classes))} of 10 classes"
         draw(records, title, args.picture)
+        page = args.picture.with_suffix(".html")
+        write(list(runs.values()), page, title)
+    print(f"{args.picture} has the curves, {page} all that was logged: open it in a browser.")
 
 
 def parse() -> argparse.Namespace:

@@ -2,80 +2,93 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from data import Images
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
-from torch import Tensor
-from torch.func import functional_call
 
-from cga_lightning import SimulatedStrategy
+from cga_lightning.algorithms import from_name
+from cga_lightning.cli.comparison.images import Images
 
 COLORS = ("tab:orange", "tab:blue")
 BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontweight": "bold"}
 
 Record = dict[str, Any]
-"""Of one method: "curve", pairs of a step and the accuracies of all agents; "consensus", its accuracy; "gradients" and
-"bytes", how many an agent computes and sends in a step."""
+"""Of one method: "curve", pairs of a step and the accuracies of all agents; "consensus", its accuracy; "neighbors" and
+"bytes", how many an agent has and sends in a step."""
 
 
-class Recorder(pl.Callback):
-    """Tests every agent's own model now and then, and the consensus in the end; writes a file when fit is over."""
+class ProgressBar(pl.Callback):
+    """Shows how far a method is, in the process that shows anything."""
 
-    def __init__(self, name: str, test: Images, every: int, path: Path) -> None:
-        self.name, self.test, self.every, self.path = name, test, every, path
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """All agents start from the same model."""
-        self.bar = _progress_bar(self.name, trainer.max_steps, shown=trainer.is_global_zero)
-        self.curve = [(0, [self._accuracy(pl_module, pl_module.state_dict())] * trainer.strategy.agents)]
+        """Show the bar."""
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn())
+        self.bar = Progress(TextColumn(f"{self.name:>6}"), *columns, disable=not trainer.is_global_zero)
+        self.bar.add_task(self.name, total=trainer.max_steps)
+        self.bar.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Every process comes here at the same step, and adds what its agents can do."""
-        step, strategy = trainer.global_step, trainer.strategy
-        self.bar.update(self.bar.task_ids[0], completed=step)
-        if step % self.every == 0 or step == trainer.max_steps:
-            simulated = isinstance(strategy, SimulatedStrategy)
-            states = strategy.agent_state_dicts() if simulated else [pl_module.state_dict()]
-            accuracies = torch.zeros(strategy.agents)
-            for rank, state in zip(strategy.local_agents, states, strict=True):
-                accuracies[rank] = self._accuracy(pl_module, state, quick=step < trainer.max_steps)
-            self.curve.append((step, strategy.reduce(accuracies, reduce_op="sum").tolist()))
+        """Move it."""
+        self.bar.update(self.bar.task_ids[0], completed=trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What a step costs, as the mean over agents."""
-        strategy = trainer.strategy
-        here = torch.tensor(sum(strategy.traffic.values()), dtype=torch.float64)
-        degrees = [len(strategy.topology.neighbors(rank)) for rank in range(strategy.agents)]
-        self.sent = float(strategy.reduce(here, reduce_op="sum")) / len(degrees) / trainer.global_step
-        self.gradients = 1 + ("cross_gradients" in strategy.traffic) * sum(degrees) / len(degrees)
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The module holds the consensus now. Under some launchers only this file outlives the processes."""
+        """Leave it as it is."""
         self.bar.stop()
-        consensus = self._accuracy(pl_module, pl_module.state_dict())
-        record = {"curve": self.curve, "consensus": consensus, "bytes": self.sent, "gradients": self.gradients}
-        if trainer.is_global_zero:
-            self.path.write_text(json.dumps(record))
 
-    def read(self) -> Record:
-        """What the file holds."""
-        return json.loads(self.path.read_text())
+
+class TestAccuracy:
+    """Measures a module on the test images, and before the last step on the first 1,000 of them."""
+
+    def __init__(self, test: Images) -> None:
+        self.test = test
+
+    def __call__(self, module: pl.LightningModule) -> dict[str, float]:
+        """The share of images whose class has the highest score."""
+        quick = module.trainer.global_step < module.trainer.max_steps
+        chunks = list(zip(*(part.split(500) for part in self.test), strict=True))[: 2 if quick else None]
+        hits = [module(images).argmax(1).eq(labels).float() for images, labels in chunks]
+        return {"accuracy": float(torch.cat(hits).mean())}
+
+
+class SaveConsensus(pl.Callback):
+    """Measures the consensus, which the module holds when fit is over. Under some launchers only a file outlives it."""
+
+    def __init__(self, measure: TestAccuracy, path: Path) -> None:
+        self.measure, self.path = measure, path
 
     @torch.no_grad()
-    def _accuracy(self, module: pl.LightningModule, state: dict[str, Tensor], quick: bool = False) -> float:
-        """On the test images, the first 1,000 if `quick`."""
-        chunks = list(zip(*(part.split(500) for part in self.test), strict=True))[: 2 if quick else None]
-        hits = [functional_call(module, state, images).argmax(1).eq(labels).float() for images, labels in chunks]
-        return float(torch.cat(hits).mean())
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the file."""
+        if trainer.is_global_zero:
+            self.path.write_text(json.dumps(self.measure(pl_module.eval())))
+
+
+def read_record(folder: Path) -> Record:
+    """What `RunRecord` and `SaveConsensus` have written into the folder of a run."""
+    curve: dict[int, list[float]] = defaultdict(list)
+    for row in csv.DictReader((folder / "agents.csv").read_text().splitlines()):
+        curve[int(row["step"])].append(float(row["accuracy"]))
+    consensus = json.loads((folder / "consensus.json").read_text())["accuracy"]
+    matrix = np.array(json.loads((folder / "run.json").read_text())["mixing_matrix"])
+    return {
+        "curve": list(curve.items()),
+        "consensus": consensus,
+        "bytes": float(row["bytes"]) / int(row["step"]),
+        "neighbors": float((matrix > 0).sum(axis=1).mean()) - 1,
+    }
 
 
 def print_table(records: dict[str, Record], classes: list[list[int]]) -> None:
@@ -88,7 +101,11 @@ def print_table(records: dict[str, Record], classes: list[list[int]]) -> None:
     table.add_row("mean of the agents", "", *(_percent(float(np.mean(final))) for final in finals), style="bold")
     table.add_row("consensus model", "", *(_percent(record["consensus"]) for record in records.values()))
     table.add_section()
-    table.add_row("gradients per agent and step", "", *(f"{record['gradients']:g}" for record in records.values()))
+    table.add_row(
+        "gradients per agent and step",
+        "",
+        *(f"{gradients:g}" for gradients in map(_gradients, records, records.values())),
+    )
     table.add_row("kB sent per agent and step", "", *(f"{record['bytes'] / 1e3:.0f}" for record in records.values()))
     Console().print(table)
 
@@ -112,13 +129,9 @@ def draw(records: dict[str, Record], title: str, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _progress_bar(name: str, total: int, *, shown: bool) -> Progress:
-    """A running bar with one task of `total` steps."""
-    columns = (TextColumn(f"{name:>6}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn())
-    progress = Progress(*columns, disable=not shown)
-    progress.add_task(name, total=total)
-    progress.start()
-    return progress
+def _gradients(method: str, record: Record) -> float:
+    """An agent computes its own, and one at the model of each neighbor if it sends cross-gradients."""
+    return 1 + ("cross_gradients" in from_name(method.lower()).exchanges) * record["neighbors"]
 
 
 def _percent(accuracy: float) -> str:

@@ -28,6 +28,7 @@ def test_quickstart_prints_a_table_and_draws_the_curves(strategy: str, tmp_path:
         *("gradients per agent and step", "kB sent per agent and step"),
     ]
     assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+    assert "plot-10" in (tmp_path / "quickstart.html").read_text()
     assert "Warning" not in result.stderr
 
 

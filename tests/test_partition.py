@@ -8,10 +8,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cga_lightning.partition import PARTITIONS, by_label, dirichlet, from_name, iid, needs_labels, shards
+from cga_lightning import partition
+from cga_lightning.partition import (
+    PARTITIONS,
+    by_label,
+    counts,
+    dirichlet,
+    from_name,
+    iid,
+    natural_id,
+    needs_labels,
+    pathological,
+    quantity_skew,
+    shards,
+)
 
 SPLITS = [
-    *PARTITIONS.values(),
+    *(split for split in PARTITIONS.values() if split is not natural_id),  # which has as many agents as ids, or fewer
+    partial(quantity_skew, alpha=1e-3),
     partial(shards, shards_per_agent=1),
     partial(dirichlet, alpha=1e-3),
     partial(dirichlet, alpha=1e3),
@@ -169,7 +183,8 @@ def test_shards_of_a_regression_are_ranges_of_the_target():
 
 def test_iid_asks_for_no_labels():
     assert [needs_labels(split) for split in (iid, partial(iid, seed=1), partial(partial(iid), seed=2))] == [False] * 3
-    assert all(needs_labels(split) for split in SPLITS if split is not iid)
+    others = (split for split in SPLITS if getattr(split, "func", split) not in (iid, quantity_skew))
+    assert all(map(needs_labels, others))
     assert_same(iid([{"any": "thing"}, None, [1, 2]], 2), iid(3, 2))
 
 
@@ -209,10 +224,91 @@ def test_from_name(name):
         (lambda: iid(3, 0), "at least 1 agent, got 0"),
         (
             lambda: from_name("random"),
-            "Unknown partition 'random'; known: by_label, iid, shards, dirichlet, or",
+            "Unknown partition 'random'; known: by_label, iid, shards, dirichlet, quantity_skew,",
         ),
     ],
 )
 def test_bad_arguments(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@given(
+    labels=st.lists(st.integers(0, 6), min_size=30, max_size=60),
+    agents=st.integers(1, 6),
+    each=st.integers(1, 7),
+    seed=st.integers(0, 2**32),
+)
+def test_pathological_gives_every_agent_that_many_classes(labels, agents, each, seed):
+    classes = len(set(labels))
+    if not each <= classes <= agents * each:
+        with pytest.raises(ValueError, match="classes_per_agent must be from"):
+            pathological(labels, agents, each, seed)
+        return
+    try:
+        parts = pathological(labels, agents, each, seed)
+    except ValueError as error:
+        assert "at least one sample for each of" in str(error)  # a class has fewer samples than owners
+        return
+    assert_partition(parts, len(labels), agents)
+    names, table = counts(labels, parts)
+    assert names == sorted(set(labels)) and ((table > 0).sum(axis=1) == each).all()
+    owners = (table > 0).sum(axis=0)
+    assert owners.max() - owners.min() <= 1
+    for of_class in table.T:
+        shares = of_class[of_class > 0]
+        assert shares.max() - shares.min() <= 1
+
+
+@given(
+    ids=st.lists(st.sampled_from("abcdefgh"), min_size=8, max_size=80),
+    agents=st.integers(1, 8),
+    seed=st.integers(0, 2**32),
+)
+def test_natural_ids_stay_together(ids, agents, seed):
+    different = len(set(ids))
+    if len(ids) < agents or different < agents:
+        with pytest.raises(ValueError):
+            natural_id(ids, agents, seed)
+        return
+    parts = natural_id(ids, agents, seed)
+    assert_partition(parts, len(ids), agents)
+    _, table = counts(ids, parts)
+    assert ((table > 0).sum(axis=0) == 1).all()
+    sizes, largest = table.sum(axis=1), table.sum(axis=0).max()
+    if different == agents:
+        assert (table.argmax(axis=1) == np.arange(agents)).all()
+    assert sizes.max() - sizes.min() <= largest  # no id could go to a poorer agent than the one that got the last
+
+
+@given(samples=st.integers(1, 200), agents=st.integers(1, 12), alpha=st.floats(1e-3, 1e3), seed=st.integers(0, 2**32))
+def test_quantity_skew_asks_for_a_number_only(samples, agents, alpha, seed):
+    if samples < agents:
+        with pytest.raises(ValueError, match="at least one sample"):
+            quantity_skew(samples, agents, alpha, seed)
+        return
+    parts = quantity_skew(samples, agents, alpha, seed)
+    assert_partition(parts, samples, agents)
+    assert_same(parts, quantity_skew(list(range(samples)), agents, alpha, seed))
+    assert not needs_labels(quantity_skew) and needs_labels(natural_id)
+
+
+def test_quantities_are_the_more_alike_the_larger_alpha():
+    spread = [np.std([len(part) for part in quantity_skew(2000, 10, alpha)]) for alpha in (0.01, 1.0, 1e6)]
+    assert spread[0] > 2 * spread[1] > 20 * spread[2]
+
+
+def test_the_picture_has_the_numbers():
+    parts = by_label(DIGITS, 5)
+    heat, bars, _ = partition.plot(DIGITS, parts).axes
+    _, table = counts(DIGITS, parts)
+    np.testing.assert_array_equal(heat.images[0].get_array(), table)
+    assert [bar.get_width() for bar in bars.patches] == [len(part) for part in parts]
+    expected = [[(DIGITS[part] == c).sum() for c in range(10)] for part in parts]
+    np.testing.assert_array_equal(table, expected)
+
+
+def test_the_picture_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'cga-lightning\[tools\]'"):
+        partition.plot(DIGITS, by_label(DIGITS, 2))

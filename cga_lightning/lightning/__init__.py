@@ -7,13 +7,14 @@ from cga_lightning.lightning.data import PartitionedDataModule
 from cga_lightning.lightning.decentralized import DecentralizedStrategy
 from cga_lightning.lightning.monitor import ConsensusMonitor
 from cga_lightning.lightning.registration import register
+from cga_lightning.lightning.run_record import RunRecord
 from cga_lightning.lightning.simulated import SimulatedStrategy
 
-__all__ = ["ConsensusMonitor", "DecentralizedStrategy", "PartitionedDataModule", "SimulatedStrategy"]
+__all__ = ["ConsensusMonitor", "DecentralizedStrategy", "PartitionedDataModule", "RunRecord", "SimulatedStrategy"]
 
 register(StrategyRegistry, DecentralizedStrategy)
 
 if (lightning := trees.other_tree()) is not None:
     register(lightning.strategies.StrategyRegistry, DecentralizedStrategy)
-    for public in (ConsensusMonitor, DecentralizedStrategy, PartitionedDataModule, SimulatedStrategy):
+    for public in (ConsensusMonitor, DecentralizedStrategy, PartitionedDataModule, RunRecord, SimulatedStrategy):
         trees.offer(public)

@@ -7,8 +7,9 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import torch
 from pytorch_lightning.strategies import Strategy
 from torch import Tensor
 from torch.optim import Optimizer
@@ -32,11 +33,13 @@ from cga_lightning.lightning.transitions import Next, Transitions
 from cga_lightning.names import check_choice, resolved
 from cga_lightning.passes.module_state import ModuleState, State
 from cga_lightning.passes.parameters import trainable
+from cga_lightning.passes.random_state import RandomState
 from cga_lightning.topology import TOPOLOGIES, Topology
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
+T = TypeVar("T")
 EvalModel = Literal["consensus", "own", "mixed"]
 
 
@@ -261,6 +264,31 @@ class AgentStrategy(Strategy):
     def _state_dict(self, state: State) -> dict[str, Any]:
         with ModuleState(self.module).activated(state):
             return {name: value.clone() for name, value in self.module.state_dict().items()}
+
+    def of_every_agent(self, measure: Callable[[LightningModule], T]) -> list[T]:
+        """What `measure` returns for the module with each agent's own model, of all agents of the run by rank.
+
+        In evaluation mode, without gradients; the random streams are put back. A collective.
+        """
+        with self._consensus.put_aside():
+            mine = [self._measured(measure, state) for state in self._training.states()]
+        values = [value for values in self._peers.gather(mine, "measurement") for value in values]
+        return values if len(values) == self.agents else values * self.agents  # they start from one model
+
+    def _measured(self, measure: Callable[[LightningModule], T], state: State) -> T:
+        module, streams = self.module, RandomState.capture()
+        modes = {part: part.training for part in module.modules()}
+        try:
+            with ModuleState(module).activated(state), torch.no_grad():
+                return measure(module.eval())
+        finally:
+            streams.restore()
+            for part, training in modes.items():
+                part.training = training
+
+    def network_traffic(self) -> Counter[str]:
+        """Payload bytes that all agents of the run have sent so far, by name of the exchange. A collective."""
+        return sum(self._peers.gather(self.traffic, "traffic"), Counter[str]())
 
     def diagnostics(self) -> dict[str, Tensor]:
         """What the agents of this process report about their last step, each value averaged over those that have it."""

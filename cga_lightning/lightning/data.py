@@ -12,6 +12,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
 
 from cga_lightning import partition as partitions
+from cga_lightning.classes import classes_of
 from cga_lightning.lightning import trees
 from cga_lightning.lightning.labels import labels_of
 
@@ -32,9 +33,9 @@ class PartitionedDataModule(LightningDataModule):
     Args:
         train: map-style dataset: of torch, of Hugging Face, or a list.
         val, test: any datasets.
-        partition: "by_label", "iid", "shards", "dirichlet"; a function `(labels, agents, seed=...)` such as
-            `functools.partial(cga_lightning.partition.dirichlet, alpha=0.1)`; or N index arrays, as a list or as a dict
-            `{agent: indices}`. Parts that are given may overlap.
+        partition: a name of `cga_lightning.partition.PARTITIONS`, such as "by_label" or "iid"; a function `(labels,
+            agents, seed=...)` such as `functools.partial(cga_lightning.partition.dirichlet, alpha=0.1)`; or N index
+            arrays, as a list or as a dict `{agent: indices}`. Parts that are given may overlap.
         batch_size: samples per batch of each agent.
         seed: of the partition and of the shuffling.
         labels: class of every train sample `[n]`, or the column, key or item of the samples that it is; looked for by
@@ -95,6 +96,14 @@ class PartitionedDataModule(LightningDataModule):
         if callable(parts):
             parts = parts(self._labels(parts, samples), agents, seed=self.seed)
         return _checked(parts, agents, samples)
+
+    def classes(self) -> Any:
+        """The class of every train sample `[n]`, given or found.
+
+        Raises:
+            TypeError, ValueError: there is nothing that could be the labels.
+        """
+        return classes_of(self._labels(partitions.by_label, len(self.train)))  # type: ignore[arg-type]
 
     def _labels(self, partition: Partition, samples: int) -> Any:
         """What the partition asks for: the labels, or just their number."""

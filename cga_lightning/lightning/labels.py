@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from cga_lightning.classes import classes_of
 from cga_lightning.lightning.rounds import sized_length
-from cga_lightning.partition import classes_of
 
 NAMES = ("label", "labels", "target", "targets", "y")
 """How samples that are dicts, and the columns of a table, name their class."""

@@ -1,17 +1,19 @@
-"""Small images as tensors: scikit-learn's digits (nothing to download), MNIST, FashionMNIST, CIFAR-10."""
+"""Small images as tensors: scikit-learn's digits (nothing to download), MNIST, FashionMNIST, CIFAR-10, your own."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from cga_lightning.cli.extras import tools
+
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
-DATASETS = ("digits", *TORCHVISION)
+DATASETS = ("digits", *TORCHVISION, "image_folder")
 
 
 class Images(NamedTuple):
@@ -26,12 +28,23 @@ class Images(NamedTuple):
 
 
 def load(name: str, root: str | None = None, download: bool = False) -> tuple[Images, Images]:
-    """Train and test images of one of `DATASETS`; all but the digits lie in the folder `root`."""
-    return digits() if name == "digits" else from_torchvision(name, root or ".", download)
+    """Train and test images of one of `DATASETS`; all but the digits lie in the folder `root`.
+
+    Raises:
+        FileNotFoundError: they are not there.
+    """
+    if name == "digits":
+        return digits()
+    if name == "image_folder":
+        return image_folder(root or ".")
+    return from_torchvision(name, root or ".", download)
 
 
 def digits() -> tuple[Images, Images]:
     """1,347 train and 450 test images of 8 x 8 pixels; the split is the same every time."""
+    with tools("The digits"):
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
     pixels, labels = load_digits(return_X_y=True)
     parts = train_test_split(pixels.reshape(-1, 1, 8, 8), labels, test_size=0.25, random_state=0, stratify=labels)
     train, test, train_labels, test_labels = map(torch.from_numpy, parts)
@@ -49,8 +62,8 @@ def from_torchvision(name: str, root: str, download: bool = False) -> tuple[Imag
     Raises:
         FileNotFoundError: they are not in `root`, and `download` is False or did not succeed.
     """
-    from torchvision import datasets  # only here: importing it takes seconds
-
+    with tools(TORCHVISION[name]):
+        from torchvision import datasets  # only here: importing it takes seconds
     kind = TORCHVISION[name]
     try:
         train, test = (getattr(datasets, kind)(root, train=train, download=download) for train in (True, False))
@@ -60,7 +73,31 @@ def from_torchvision(name: str, root: str, download: bool = False) -> tuple[Imag
     return _standardized(_pixels(train), torch.as_tensor(train.targets), _pixels(test), torch.as_tensor(test.targets))
 
 
-def _pixels(dataset: object) -> Tensor:
+def image_folder(root: str) -> tuple[Images, Images]:
+    """Train and test images of the folders train/ and test/ in `root`, with one folder of image files per class.
+
+    All are of one size, in colors.
+
+    Raises:
+        FileNotFoundError: one of them is not there, or has no images.
+    """
+    with tools("image_folder"):
+        from torchvision.datasets import ImageFolder
+    try:
+        train, test = (_decoded(ImageFolder(str(Path(root, part)))) for part in ("train", "test"))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"image_folder needs {root}/train and {root}/test, with one folder of image files per class: {error}"
+        ) from error
+    return _standardized(*train, *test)
+
+
+def _decoded(folder: Any) -> tuple[Tensor, Tensor]:
+    pixels = np.stack([np.asarray(image) for image, _ in folder])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(folder.targets)
+
+
+def _pixels(dataset: Any) -> Tensor:
     """`[n, channels, side, side]`; torchvision has gray images without channels, colors in the last dimension."""
     data = torch.as_tensor(dataset.data)
     return data.unsqueeze(1) if data.ndim == 3 else data.permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Networks for small images, and the LightningModule that trains them. None of them has batch statistics."""
+"""Networks for small images, and a LightningModule around them. None of them has batch statistics."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from torch.nn.functional import cross_entropy
 class Classifier(pl.LightningModule):
     """An ordinary LightningModule around a network: nothing in it knows of agents."""
 
-    def __init__(self, net: nn.Module, lr: float, momentum: float = 0.0, optimizer: str = "sgd") -> None:
+    def __init__(self, net: nn.Module, lr: float = 0.01, momentum: float = 0.0) -> None:
         super().__init__()
-        self.net, self.lr, self.momentum, self.optimizer = net, lr, momentum, optimizer
+        self.net, self.lr, self.momentum = net, lr, momentum
 
     def forward(self, images: Tensor) -> Tensor:
         """The scores of the classes `[n, classes]`."""
-        return self.net(images)
+        scores: Tensor = self.net(images)
+        return scores
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
@@ -29,9 +30,7 @@ class Classifier(pl.LightningModule):
         return cross_entropy(self(images), labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD, with momentum or without, or AdamW with its own."""
-        if self.optimizer == "adamw":
-            return torch.optim.AdamW(self.parameters(), lr=self.lr)
+        """SGD, with momentum or without."""
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum)
 
 
@@ -97,17 +96,18 @@ class _Residual(nn.Module):
         self.shortcut = nn.Identity() if stride == 1 else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.branch(x) + self.shortcut(x))
+        out: Tensor = self.branch(x) + self.shortcut(x)
+        return out.relu()
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
-MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "cnn": cnn,
     "lenet5": lenet5,
     "vgg11": vgg11,
     "resnet20": resnet20,
 }
-"""Name -> builder from the number of channels and the side of the images."""
+"""Name -> builder from the number of channels and the side of the images, and the number of classes."""

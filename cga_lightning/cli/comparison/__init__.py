@@ -1,0 +1,1 @@
+"""What `cga-lightning compare` consists of: data, networks, one run, many runs, tables."""

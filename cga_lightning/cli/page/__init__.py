@@ -1,0 +1,1 @@
+"""What `cga-lightning report` consists of: reading logs, figures, the page around them."""
