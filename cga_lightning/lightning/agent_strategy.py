@@ -122,7 +122,12 @@ class AgentStrategy(Strategy):
 
         So too what processes tell each other beside the algorithm: "notices" to neighbors, collectives by name.
         """
-        return self._training.traffic + self._settling.traffic + self._peers.traffic
+        return self._messages + self._peers.traffic
+
+    @property
+    def _messages(self) -> Counter[str]:
+        """The part of it that a simulation has too."""
+        return self._training.traffic + self._settling.traffic
 
     @property
     def module(self) -> LightningModule:
@@ -287,8 +292,11 @@ class AgentStrategy(Strategy):
                 part.training = training
 
     def network_traffic(self) -> Counter[str]:
-        """Payload bytes that all agents of the run have sent so far, by name of the exchange. A collective."""
-        return sum(self._peers.gather(self.traffic, "traffic"), Counter[str]())
+        """Payload bytes that all agents of the run have sent each other so far, by name of the exchange.
+
+        The same in processes and in a simulation: without what processes tell each other. A collective.
+        """
+        return sum(self._peers.gather(self._messages, "traffic"), Counter[str]())
 
     def diagnostics(self) -> dict[str, Tensor]:
         """What the agents of this process report about their last step, each value averaged over those that have it."""
@@ -300,7 +308,7 @@ class AgentStrategy(Strategy):
         A collective.
         """
         mine = as_numbers(self._training.diagnostics())
-        gathered = self._peers.gather((mine, dict(self._training.traffic + self._settling.traffic)), "diagnostics")
+        gathered = self._peers.gather((mine, dict(self._messages)), "diagnostics")
         sent = sum((Counter(traffic) for _, traffic in gathered), Counter[str]())
         means = mean_by_name([report for reports, _ in gathered for report in reports])
         return {name: float(value) for name, value in means.items()} | {

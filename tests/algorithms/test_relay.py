@@ -166,7 +166,7 @@ def test_half_precision(dtype: torch.dtype, compressor: Rounded | None) -> None:
         (lambda: RelaySGD(weights=[1, float("nan")]), "must be finite"),
         (lambda: cga.SimulatedStrategy(3, RelaySGD(weights=[1, 1])), "one weight per agent, got 2 for Ring"),
         (lambda: cga.SimulatedStrategy(4, "relay", "directed_ring"), "have no way back"),
-        (lambda: cga.SimulatedStrategy(4, "relay", Swinging()), "varies in time.* use a fixed topology"),
+        (lambda: cga.SimulatedStrategy(4, "relay", Swinging()), "vary in time. Use a topology that does not"),
         (lambda: RelaySGD().check(Apart(4)), "is not connected"),
     ],
 )
