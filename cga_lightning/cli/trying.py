@@ -172,7 +172,7 @@ def _per_agent(subject: Subject, agents: int) -> Subject:
     if hasattr(data, "train_dataloader"):
         data.train_dataloader = partial(_one_each, data.train_dataloader, agents)
         return subject
-    return subject._replace(data=_one_each(lambda: data, agents))
+    return Subject(subject.module, _one_each(lambda: data, agents), subject.options, subject.validation)
 
 
 def _one_each(loader: Callable[[], Any], agents: int) -> Any:
