@@ -202,7 +202,7 @@ class Look(pl.Callback):
             "own gradient": gradients,
             "buffer to mix models into": gradients,
             "state of the optimizer": _bytes_in([trainer.optimizers[0].state_dict()]),
-            "state of the algorithm": _bytes_in(strategy._training.driver.agents[0].state_dict()),
+            "state of the algorithm": _bytes_in(strategy.algorithm_states()[0]),
             "messages of a step from all neighbors": sum(strategy.traffic.values())
             // strategy.agents
             // trainer.global_step,
