@@ -15,7 +15,7 @@ import tempfile
 import time
 
 GRID = ("--algorithms", "cga", "dpsgd", "--lrs", "0.01", "0.03", "--seeds", "0", "1", "2")
-SIZE = ("--agents", "4", "--steps", "60", "--evaluations", "2", "--last", "1", "--batch_size", "16")
+SIZE = ("--agents", "4", "--steps", "100", "--evaluations", "2", "--last", "1", "--batch_size", "16")
 
 
 def seconds(jobs: int) -> tuple[float, float]:

@@ -24,6 +24,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from cga_lightning.cli.comparison import curves, images, networks, runs, tables, task, trial
 from cga_lightning.cli.comparison.specs import label
 from cga_lightning.cli.extras import tools
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     """Make all runs that are not in the output folder yet, then show those asked for."""
     options = parse(arguments)
     path = Path(options.output, "runs.csv")
+    torch.set_num_threads(1)  # from the start: a process that has run several threads cannot be forked
     try:
         _check(options)
         wanted = combinations(options)

@@ -172,7 +172,7 @@ def _per_agent(subject: Subject, agents: int) -> Subject:
     if hasattr(data, "train_dataloader"):
         data.train_dataloader = partial(_one_each, data.train_dataloader, agents)
         return subject
-    return subject._replace(data=_one_each(lambda: data, agents))
+    return Subject(subject.module, _one_each(lambda: data, agents), subject.options, subject.validation)
 
 
 def _one_each(loader: Callable[[], Any], agents: int) -> Any:
@@ -202,7 +202,7 @@ class Look(pl.Callback):
             "own gradient": gradients,
             "buffer to mix models into": gradients,
             "state of the optimizer": _bytes_in([trainer.optimizers[0].state_dict()]),
-            "state of the algorithm": _bytes_in(strategy._training.driver.agents[0].state_dict()),
+            "state of the algorithm": _bytes_in(strategy.algorithm_states()[0]),
             "messages of a step from all neighbors": sum(strategy.traffic.values())
             // strategy.agents
             // trainer.global_step,

@@ -291,6 +291,10 @@ class AgentStrategy(Strategy):
             for part, training in modes.items():
                 part.training = training
 
+    def algorithm_states(self) -> list[dict[str, Any]]:
+        """What the algorithm keeps from step to step of every agent of this process, not copied."""
+        return [agent.state_dict() for agent in self._training.driver.agents]
+
     def network_traffic(self) -> Counter[str]:
         """Payload bytes that all agents of the run have sent each other so far, by name of the exchange.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,16 @@ def test_a_comparison_of_own_classes_goes_on_where_it_stopped(tmp_path: Path, ca
     main(["compare", str(tmp_path / "comparison.yaml"), "--output", str(again), "--jobs", "1"])
     timeless = [{name: value for name, value in row.items() if name != "seconds"} for row in rows(again)]
     assert timeless == [{name: value for name, value in row.items() if name != "seconds"} for row in after]
+
+
+def test_processes_are_forked_before_there_are_threads(tmp_path: Path) -> None:
+    """As a user starts it, with as many threads as there are cores: a fork after that would hang."""
+    grid = ["--steps=2", "--evaluations=1", "--last=1", "--agents", "2", "--seeds", "0", "1", "--algorithms", "dpsgd"]
+    command = [sys.executable, "-m", "cga_lightning", "compare", *grid, "--jobs", "2", "--output", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=250)
+    assert len(rows(tmp_path)) == 2
 
 
 def test_processes_make_the_same_rows(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def make(path: Path, runs: Sequence[Run], task: Task, jobs: int, progress: Progr
         jobs: how many processes make runs at a time; 1 for this process alone.
         progress: is told how far they are.
     """
-    torch.set_num_threads(1)  # a process that has run several threads cannot be forked
+    torch.set_num_threads(1)
     made = _in_turn if jobs == 1 else _in_processes
     for run in made(runs, task, jobs, progress):
         append(path, run)
