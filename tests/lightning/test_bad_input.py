@@ -78,7 +78,7 @@ def refuses(message):
         (lambda: cga.SimulatedStrategy(4, algorithm="adam"), "Unknown algorithm 'adam'; known: cga, compcga"),
         (lambda: cga.DecentralizedStrategy(algorithm=cga.CGA), "algorithm must be .* got <class"),
         (lambda: cga.DecentralizedStrategy(algorithm=None), "algorithm must be .* got None"),
-        (lambda: cga.DecentralizedStrategy(topology="star"), "Unknown topology 'star'; known: ring"),
+        (lambda: cga.DecentralizedStrategy(topology="line"), "Unknown topology 'line'; known: ring"),
         (lambda: cga.DecentralizedStrategy(topology=cga.Ring), "topology must be .* got <class"),
         (lambda: cga.DecentralizedStrategy(uneven="max"), "uneven must be one of 'cycle', 'min', 'error', got 'max'"),
         (lambda: cga.DecentralizedStrategy(eval_model="mean"), "eval_model must be one of 'consensus', 'own'"),
