@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint launchers kernels gpu wheels lowest clean
+.PHONY: demo test lint docs launchers kernels gpu wheels lowest clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py
@@ -18,6 +18,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages, into site/; a warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
 
 # Every launcher with every failure: a minute each.
 launchers: $(VENV)/.test
