@@ -1,4 +1,4 @@
-"""Every Python block of the README and of the pages runs, each file's in its order; the pages tell of all public names."""
+"""Every Python block of the README and of the pages runs, in its order; the pages tell of all public names."""
 
 from __future__ import annotations
 
