@@ -92,7 +92,7 @@ class AgentStrategy(Strategy):
         self._consensus = Consensus(peers, self._training.states, self._training.overwrite, check)
         check = partial(self._check_same_model, "to let them settle")
         self._settling = Settling(self, settle, eval_model == "mixed", self._steps_made, check)
-        self._transitions = Transitions(peers, self._steps_made, lambda: self._training.amid_step)
+        self._transitions = Transitions(peers, self._steps_made, self._is_amid_step)
         self._phases = Phases(self, self._consensus, self._transitions)
         self._files = AgentFiles(self, peers)
         self._differences = DifferenceWarning()
@@ -139,6 +139,9 @@ class AgentStrategy(Strategy):
         if self.lightning_module is None:
             raise RuntimeError("The strategy has no LightningModule before the Trainer has started with one.")
         return self.lightning_module
+
+    def _is_amid_step(self) -> bool:
+        return self._training.amid_step
 
     def _steps_made(self) -> int:
         return self._training.step

@@ -25,7 +25,7 @@ def traffic(algorithm: Algorithm) -> dict[str, int]:
 def test_messages_are_rounded_and_nothing_else(name: str) -> None:
     problem = Quadratics(4, heterogeneity=1.0)
     rounded, exact = (
-        train(problem, algorithm, Complete(4), lr=lambda step: 0.05, steps=3)
+        train(problem, algorithm, Complete(4), lr=lambda step: 0.05, steps=4)
         for algorithm in (WireDtype(from_name(name)), from_name(name))
     )
     assert rounded.dtype == torch.float64
