@@ -46,7 +46,7 @@ class _Levels(Compressor):
         wide = x.to(torch.promote_types(x.dtype, _SCALE))
         rows = torch.nn.functional.pad(wide, (0, -len(x) % BUCKET)).view(-1, BUCKET)
         scales = rows.abs().amax(1).div_(rows.new_tensor(self._levels)).to(_SCALE)
-        scales = scales.where(scales.isfinite(), torch.inf)
+        scales = scales.clamp(max=_largest_scale(self._levels)).where(scales.isfinite(), torch.inf)
         levels = (rows / scales.where(scales > 0, 1)[:, None]).round_().clamp_(-self._levels, self._levels)
         codes = levels.nan_to_num_().add_(self._levels).to(torch.uint8)
         return join(scales, pack(codes.view(-1)[: len(x)], self._base))
@@ -110,6 +110,12 @@ class Ternary(_Levels):
     @property
     def _base(self) -> int:
         return 3
+
+
+def _largest_scale(levels: int) -> float:
+    """Of float32, one whose last level is finite."""
+    scale = torch.tensor(torch.finfo(_SCALE).max, dtype=_SCALE) / levels
+    return float(scale if (scale * levels).isfinite() else scale.nextafter(torch.zeros_like(scale)))
 
 
 def _buckets(layout: Layout) -> int:

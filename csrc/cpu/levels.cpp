@@ -60,12 +60,18 @@ struct Digits {
 
 using Codes = std::array<uint8_t, kChunk + 8>;
 
+// The largest scale whose last level is finite.
+float largest_scale(int levels) {
+  const float scale = std::numeric_limits<float>::max() / static_cast<float>(levels);
+  return std::isfinite(scale * static_cast<float>(levels)) ? scale : std::nextafter(scale, 0.0f);
+}
+
 // The largest modulus over the number of levels; infinite if an element is not finite.
 float scale_of(const float* values, int64_t count, int levels) {
   uint32_t largest = 0;  // of the bits without sign, which are in the order of what they stand for, NaN last
   for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::bit_cast<uint32_t>(values[i]) & 0x7fffffffu);
   const float scale = std::bit_cast<float>(largest) / static_cast<float>(levels);
-  return std::isfinite(scale) ? scale : std::numeric_limits<float>::infinity();
+  return std::isfinite(scale) ? std::min(scale, largest_scale(levels)) : std::numeric_limits<float>::infinity();
 }
 
 // The nearest level of every element, to even ones in the middle; 0 where the scale is 0 or infinite.

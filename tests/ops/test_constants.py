@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cga_lightning import ops
+from cga_lightning.compression import levels
 from cga_lightning.core import layout
 from cga_lightning.ops import _checks, _nvrtc, _plan, _qp, _reference
 from cga_lightning.ops._plan import Addresses, Device, Plan
@@ -37,6 +38,7 @@ NAMED = [
     ("cuda/plan.h", "kDependent", _plan._DEPENDENT),
     ("cuda/plan.h", "kDependent", _qp._DEPENDENT),
     ("cuda/plan.h", "kAlignment", _plan._ALIGNMENT),
+    ("cpu/levels.cpp", "kBucket", levels.BUCKET),
     ("cpu/operators.cpp", "kExactBelow", _plan.EXACT_BELOW),
     ("cpu/solve.cpp", "kDependent", _qp._DEPENDENT),
     ("cpu/solve.cpp", "kOptimal", _qp._OPTIMAL),
