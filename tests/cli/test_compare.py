@@ -172,7 +172,7 @@ def test_a_round_of_gossip_is_the_mixing_matrix(graph) -> None:
 def test_committed_comparisons_can_run(path: Path) -> None:
     options = parse([str(path)])
     wanted = combinations(options)
-    assert len(wanted) >= 30 and len({runs.key(run) for run in wanted}) == len(wanted)
+    assert len({runs.key(run) for run in wanted}) == len(wanted) >= 6
     for run in wanted:
         trial.refuse(run)
     assert len({run["lr"] for run in wanted}) > 1 < len({run["seed"] for run in wanted})
