@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,19 @@ def test_every_part_runs_without_a_device(tmp_path: Path) -> None:
     assert len(table) > 20 and all(line.count("|") == 3 for line in table)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+WITHOUT_DEVICE = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+
+
+@WITHOUT_DEVICE
+def test_tests_of_which_all_are_skipped_have_not_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CHECK.parent))
+    check = import_module("check")
+    (tests,) = [part for part in check.parts(dry=False, build=False) if part.name == "tests"]
+    passed, output = check.run(tests, CHECK.parents[2], tmp_path, 200)
+    assert " skipped" in output and "no CUDA device" in output and not passed
+
+
+@WITHOUT_DEVICE
 def test_says_that_there_is_no_device() -> None:
     done = run()
     assert done.returncode == 1 and done.stdout.startswith("There is no CUDA device here")

@@ -25,9 +25,19 @@ NOT_COPIED = (".git", ".venv", "build", "*.so", "__pycache__", ".*_cache", "shar
 
 
 class Part(NamedTuple):
+    """One of the commands.
+
+    Attributes:
+        name: for the reader.
+        most: seconds that it may take.
+        command: what is run.
+        shows: what it prints only if it has done something.
+    """
+
     name: str
-    most: int  # seconds
+    most: int
     command: list[str]
+    shows: str = ""
 
 
 def parts(dry: bool, build: bool) -> list[Part]:
@@ -35,9 +45,9 @@ def parts(dry: bool, build: bool) -> list[Part]:
     python, here = sys.executable, "tests/gpu"
     found = [] if dry or not build else [Part("build", 150, [python, "setup.py", "build_ext", "--inplace"])]
     found.append(Part("versions", 60, [python, "-m", "cga_lightning", "info"]))
-    tests = [python, "-m", "pytest", f"{here}/test_gpu.py", "-q", "--maxfail=8", "-p", "no:cacheprovider"]
+    tests = [python, "-m", "pytest", f"{here}/test_gpu.py", "-q", "-rs", "--maxfail=8", "-p", "no:cacheprovider"]
     if not dry and _has("pytest", "scipy"):
-        found.append(Part("tests", 90, tests))
+        found.append(Part("tests", 90, tests, " passed"))  # pytest succeeds where all are skipped
     limits = {"exactness": 60, "tensor_cores": 30, "speed": 60, "zeros": 30, "waits": 30, "training": 60, "agents": 40}
     measure = [python, f"{here}/measure.py"]
     if dry:  # in one process: to import torch takes longest
@@ -50,6 +60,12 @@ def parts(dry: bool, build: bool) -> list[Part]:
             command = [sanitizer, "--tool", tool, "--error-exitcode", "9", python, f"{here}/measure.py", "every_kernel"]
             found.append(Part(tool, 40, command))
     return found
+
+
+def left_out() -> list[str]:
+    """Rows of the table for what is not run on a device, since something is missing."""
+    found = [] if _has("pytest", "scipy") else ["| tests | not run: needs pytest and scipy |"]
+    return found if _sanitizer() else [*found, "| compute-sanitizer | not run: not found |"]
 
 
 def _has(*packages: str) -> bool:
@@ -86,7 +102,8 @@ def run(part: Part, tree: Path, logs: Path, seconds: float) -> tuple[bool, str]:
             process.wait()
             code = -1
             file.write(f"\nended after {seconds:.0f} s\n")
-    return code == 0, log.read_text()
+    output = log.read_text()
+    return code == 0 and part.shows in output, output
 
 
 def main() -> int:
@@ -114,8 +131,10 @@ def main() -> int:
             if not passed:
                 failed.append(part.name)
                 print("\n".join(f"    {line}" for line in lines[-15:]))
-            elif part.name == "versions":
-                print("\n".join(f"    {line}" for line in lines))
+            else:
+                told = lines if part.name == "versions" else [line for line in lines if line.startswith("SKIPPED")]
+                print("".join(f"    {line}\n" for line in told), end="")
+    table += [] if options.dry else left_out()
     device = "CPU, small problems" if options.dry else torch.cuda.get_device_name()
     print(f"\n| {device} | result |\n|---|---|", *table, sep="\n")
     print(f"\n{len(failed)} parts failed{': ' if failed else ''}{', '.join(failed)}; logs in {options.logs}")
