@@ -13,7 +13,20 @@ LEAST_EIGENVALUE = -0.3
 """Of a mixing matrix with which D2 settles soon; below -1/3 it diverges."""
 
 
-class D2(Algorithm):
+class _Corrected(Algorithm):
+    """What such methods have in common."""
+
+    exchanges = ("models",)
+    graphs = "fixed"
+    averages_models_only = True
+
+    def check(self, topology: Topology) -> None:
+        """Refuse a mixing matrix without real eigenvalues too."""
+        super().check(topology)
+        topology.eigenvalues()
+
+
+class D2(_Corrected):
     """Adapt, take back what the last step has led the agents apart, combine: no bias from data that differ.
 
     With psi_t^j the model after the optimizer's step from x_t^j,
@@ -38,19 +51,10 @@ class D2(Algorithm):
     Transactions on Signal Processing 70, 2022 (SUDA).
     """
 
-    exchanges = ("models",)
-    graphs = "fixed"
-    averages_models_only = True
-
     def __init__(self, *, share: float | None = None) -> None:
         if share is not None and not 0 <= share < 1:
             raise ValueError(f"{type(self).__name__}(share=...) must be in [0, 1), got {share}.")
         self.share = share
-
-    def check(self, topology: Topology) -> None:
-        """Refuse a mixing matrix without real eigenvalues too."""
-        super().check(topology)
-        topology.eigenvalues()
 
     def step(self, agent: Agent) -> Step:
         """No exchange: the optimizer steps from the own model along the own gradient."""
@@ -92,7 +96,7 @@ class ExactDiffusion(D2):
         return {}
 
 
-class EXTRA(Algorithm):
+class EXTRA(_Corrected):
     """Combine, then adapt, and take back the last step: as exact diffusion, in the order of DPSGD.
 
     With D_t^j = lr * grad F_j(x_t^j), or whatever the optimizer subtracts, and x_{-1}^j = x_0^j, all equal, D_{-1} = 0,
@@ -105,15 +109,6 @@ class EXTRA(Algorithm):
     Source: Shi, Ling, Wu and Yin, "EXTRA: An Exact First-Order Algorithm for Decentralized Consensus Optimization",
     SIAM Journal on Optimization 25(2), 2015, (2.13) with W~ = (I + W) / 2.
     """
-
-    exchanges = ("models",)
-    graphs = "fixed"
-    averages_models_only = True
-
-    def check(self, topology: Topology) -> None:
-        """Refuse a mixing matrix without real eigenvalues too."""
-        super().check(topology)
-        topology.eigenvalues()
 
     def step(self, agent: Agent) -> Step:
         """Mix the models carried on, and take back the last step of the optimizer."""

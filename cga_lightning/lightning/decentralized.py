@@ -245,8 +245,8 @@ class DecentralizedStrategy(AgentStrategy, DDPStrategy):
         try:
             self._transitions.compare(self.module.trainer)
             self._training.exchange()
-        except CommunicationError as error:
-            self._transitions.explain(error)
+        except CommunicationError:
+            self._transitions.explain()
             raise
 
     # --- evaluation

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pytorch_lightning import Callback
 
 from cga_lightning.lightning.internals import is_accumulating
+from cga_lightning.lightning.refusals import refuse_other_strategies
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -40,10 +41,7 @@ class ConsensusMonitor(Callback):
         if trainer.global_step % self.every_n_steps or is_accumulating(trainer):
             return
         strategy: Any = trainer.strategy
-        if not hasattr(strategy, "network_diagnostics"):
-            raise TypeError(
-                f"ConsensusMonitor needs DecentralizedStrategy or SimulatedStrategy, found {type(strategy).__name__}."
-            )
+        refuse_other_strategies("ConsensusMonitor", strategy)
         options: dict[str, Any] = {"on_step": True, "on_epoch": False, "batch_size": 1}
         pl_module.log("consensus_distance", strategy.consensus_distance(), prog_bar=self.prog_bar, **options)
         for name, value in strategy.network_diagnostics().items():

@@ -99,7 +99,7 @@ class CollectiveWire(GlooWire):
 
     def failure(self, peers: Sequence[int], name: str, error: RuntimeError) -> CommunicationError:
         """The error of a collective of that name."""
-        what = f"complete the collective {name!r} with all other agents at step {self.step}"
+        what = _failed(name, self.step)
         return communication_error(self.rank, what, f"agent {listed(sorted(set(peers)))}", self.timeout, error, peers)
 
 
@@ -177,7 +177,7 @@ class ProcessGroup:
         except CommunicationError:
             raise
         except RuntimeError as error:
-            what = f"complete the collective {name!r} with all other agents at step {self._step()}"
+            what = _failed(name, self._step())
             raise communication_error(self.rank, what, "the others", self._timeout, error) from error
 
     # --- values
@@ -293,6 +293,10 @@ class ProcessGroup:
         dist.all_gather_into_tensor(means, mean_tensor(list(shares.view(count, -1))))
         self.traffic["consensus"] += 2 * (count - 1) * padded.nbytes // count
         return means[: len(flat)]
+
+
+def _failed(collective: str, step: int) -> str:
+    return f"complete the collective {collective!r} with all other agents at step {step}"
 
 
 def _like(tensor: Tensor, part: Tensor) -> Tensor:

@@ -81,6 +81,14 @@ def refuse_sharded(module: LightningModule) -> None:
         )
 
 
+def refuse_other_strategies(callback: str, strategy: object) -> None:
+    """Refuse a strategy without agents, for a callback of that name which asks them."""
+    if not hasattr(strategy, "network_diagnostics"):
+        raise TypeError(
+            f"{callback} needs DecentralizedStrategy or SimulatedStrategy, found {type(strategy).__name__}."
+        )
+
+
 def refuse_averages(trainer: Trainer) -> None:
     """Refuse callbacks that average the module's weights: they would see those of agent 0, and give them to all."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytorch_lightning import Callback
 
 from cga_lightning.lightning.internals import is_accumulating
+from cga_lightning.lightning.refusals import refuse_other_strategies
 from cga_lightning.partition import counts
 
 if TYPE_CHECKING:
@@ -55,11 +56,7 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known now, and measure the model that all start from."""
-        strategy: Any = trainer.strategy
-        if not hasattr(strategy, "of_every_agent"):
-            raise TypeError(
-                f"RunRecord needs DecentralizedStrategy or SimulatedStrategy, found {type(strategy).__name__}."
-            )
+        refuse_other_strategies("RunRecord", trainer.strategy)
         self._start, self._last = time.perf_counter(), -1
         folder = trainer.log_dir if self.folder is None else self.folder
         self._folder = Path(folder or trainer.default_root_dir)

@@ -13,7 +13,7 @@ from cga_lightning.core.algorithm import Step
 from cga_lightning.core.averaging import bring_together
 from cga_lightning.core.communication import Communicator
 from cga_lightning.lightning.swapped import Swapped
-from cga_lightning.passes.module_state import State
+from cga_lightning.passes.module_state import State, wide_dtype
 from cga_lightning.passes.residents import Residents
 from cga_lightning.topology.polynomial import averaging_roots
 
@@ -114,7 +114,7 @@ class Settling:
     def _bring_together(self, rank: int, state: State, roots: Sequence[float]) -> Step:
         for dtype in _dtypes(state):
             part = [tensor for tensor in state if tensor.dtype == dtype]
-            flat = torch.cat([tensor.flatten() for tensor in part]).to(_wide(dtype))
+            flat = torch.cat([tensor.flatten() for tensor in part]).to(wide_dtype(part[0]))
             flat = yield from bring_together(flat, rank, self._strategy.topology, roots)
             for tensor, values in zip(part, torch.split(flat, [tensor.numel() for tensor in part]), strict=True):
                 tensor.copy_(values.view(tensor.shape))
@@ -155,7 +155,3 @@ class Settling:
 def _dtypes(state: State) -> list[torch.dtype]:
     """Those that take part, in an order that all agents share."""
     return sorted({tensor.dtype for tensor in state if tensor.is_floating_point()}, key=str)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype.itemsize < torch.float32.itemsize else dtype

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from cga_lightning.names import listed
+
 _log = logging.getLogger(__name__)
 
 ADVICE = (
@@ -69,7 +71,7 @@ def _wait_for_all(store: Any, rank: int, agents: int, timeout: timedelta) -> Non
     except RuntimeError as error:
         missing = [other for other, key in enumerate(keys) if not store.check([key])]
         raise RuntimeError(
-            f"Agent {rank} has waited {timeout.total_seconds():g} s for agent {', '.join(map(str, missing))} of "
+            f"Agent {rank} has waited {timeout.total_seconds():g} s for agent {listed(missing)} of "
             f"{agents} to start. {ADVICE}"
         ) from error
 

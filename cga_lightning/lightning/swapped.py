@@ -26,7 +26,7 @@ class Swapped:
         keys = ModuleState(module).keys
         self._module = module
         self._take_over = self._write if take_over is None else take_over
-        self._own = _tensors(module)
+        self._own = ModuleState(module).tensors
         self._inside = _tied_alike(dict(zip(keys, values, strict=True)), self._own)
         self._values: Tensors = {key: value.clone() for key, value in self._inside.items()}
         self.is_new = True
@@ -34,7 +34,7 @@ class Swapped:
 
     def replaced(self) -> bool:
         """Whether other parameters were put in place since the start; to be asked once."""
-        now = _tensors(self._module)
+        now = ModuleState(self._module).tensors
         parameters = [key for key in self._values if not key[1]]
         replaced = any(not _same(now.get(key), self._values[key]) for key in parameters)
         self.is_new = False
@@ -43,7 +43,7 @@ class Swapped:
 
     def put_aside(self) -> None:
         """The module holds its own tensors again."""
-        self._inside = _tensors(self._module)
+        self._inside = ModuleState(self._module).tensors
         _put(self._module, self._own)
 
     def come_back(self) -> None:
@@ -77,11 +77,6 @@ class Swapped:
                 f"the mean of all models, and is {tuple(now.shape)} {now.dtype} after it, so the agents cannot take it "
                 "over. Keep its shape and dtype, or make it a plain attribute instead of a registered buffer."
             )
-
-
-def _tensors(module: nn.Module) -> Tensors:
-    state = ModuleState(module)
-    return dict(zip(state.keys, state.capture(), strict=True))
 
 
 def _tied_alike(values: Tensors, own: Tensors) -> Tensors:

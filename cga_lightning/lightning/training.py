@@ -135,8 +135,7 @@ class Training:
     def overwrite(self, values: Mapping[Key, Tensor]) -> None:
         """Copy values into these tensors of every agent of this process."""
         for _ in self.residents.in_turn():
-            module_state = ModuleState(self._strategy.module)
-            tensors = dict(zip(module_state.keys, module_state.capture(), strict=True))
+            tensors = ModuleState(self._strategy.module).tensors
             overwrite([tensors[key] for key in values], list(values.values()))
 
     def diagnostics(self) -> list[Mapping[str, Tensor]]:

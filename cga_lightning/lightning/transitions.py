@@ -145,8 +145,8 @@ class Transitions:
         self._tell(number)
         try:
             numbers = self._peers.gather(number, "agreement on what comes next", lambda: self._hear(number))
-        except CommunicationError as error:
-            self.explain(error)
+        except CommunicationError:
+            self.explain()
             raise
         self._check(dict(enumerate(numbers)), self._step())
         if following != Next.TRAIN_END and any(number & _SIGNALED for number in numbers):
@@ -157,7 +157,7 @@ class Transitions:
 
     # --- where they differ
 
-    def explain(self, error: CommunicationError) -> None:
+    def explain(self) -> None:
         """A neighbor has left: raise what it has left with, if it has said so.
 
         Raises:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cga_lightning.copy_on_write import address
-from cga_lightning.passes.snapshot import Snapshot
+from cga_lightning.passes.snapshot import Snapshot, same_entries, same_items
 
 _IMMUTABLE = (type(None), bool, int, float, complex, str, bytes)
 _ABSENT = object()
@@ -54,11 +53,9 @@ def _same(first: Any, second: Any) -> bool:
     if isinstance(first, tuple):
         values, others = first[1], second[1]
         return address(values) == address(others) or _equal(values, others)
-    if len(first) != len(second):
-        return False
     if isinstance(first, dict):
-        return list(first) == list(second) and all(map(operator.is_, first.values(), second.values()))
-    return first == second if isinstance(first, set) else all(map(operator.is_, first, second))
+        return same_items(first, second)
+    return first == second if isinstance(first, set) else same_entries(first, second)
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:

@@ -35,6 +35,11 @@ class ModuleState:
         """What identifies every tensor as long as its module lives, in the order of a state."""
         return [(id(p), "") for p in self.parameters] + [(id(m), name) for m, name in self._buffers]
 
+    @property
+    def tensors(self) -> dict[Key, Tensor]:
+        """The current tensors by what identifies them."""
+        return dict(zip(self.keys, self.capture(), strict=True))
+
     def capture(self) -> State:
         """The tensors that the module uses now."""
         return [p.data for p in self.parameters] + [getattr(m, name) for m, name in self._buffers]

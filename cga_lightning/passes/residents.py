@@ -91,9 +91,6 @@ class Residents:
     def __iter__(self) -> Iterator[Resident]:
         return iter(self._residents)
 
-    def __getitem__(self, index: int) -> Resident:
-        return self._residents[index]
-
     @property
     def first(self) -> Resident:
         """The one that is in the module between steps."""

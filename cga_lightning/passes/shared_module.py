@@ -84,8 +84,7 @@ class SharedModule:
         self._present: Snapshot | None = None  # what the module holds now, if that is known
         self._staying: tuple[Snapshot, Sequence[Belongings]] | None = None
         self.metrics = [m for m in Snapshot(module, leave=trainable(module)).modules if is_metric(m)]
-        state = ModuleState(module)
-        self._originals = dict(zip(state.keys, state.capture(), strict=True))
+        self._originals = ModuleState(module).tensors
 
     @property
     def scaler(self) -> GradScaler | None:

@@ -149,12 +149,12 @@ class Snapshot:
             if container:
                 container.clear()
         for mapping, saved in self._dicts:
-            if not _same_items(mapping, saved):
+            if not same_items(mapping, saved):
                 kind: Any = OrderedDict if isinstance(mapping, OrderedDict) else dict
                 kind.clear(mapping)
                 kind.update(mapping, saved)
         for sequence, items in self._sequences:
-            if not _same(sequence, items):
+            if not same_entries(sequence, items):
                 sequence.clear()
                 sequence.extend(items)
         for members, saved_members in self._sets:
@@ -184,8 +184,8 @@ class Snapshot:
         return (
             not any(self._empty)
             and (self._attributes is None or self._has_same_attributes(*self._attributes))
-            and all(_same_items(now, saved) for now, saved in self._dicts)
-            and all(_same(now, saved) for now, saved in self._sequences)
+            and all(same_items(now, saved) for now, saved in self._dicts)
+            and all(same_entries(now, saved) for now, saved in self._sequences)
             and all(now == saved for now, saved in self._sets)
             and all(
                 shares_memory(memory, values) and address(tensor) == address(memory) and tensor.shape == memory.shape
@@ -199,7 +199,7 @@ class Snapshot:
         )
 
     def _has_same_attributes(self, now: dict[str, Any], saved: dict[str, Any]) -> bool:
-        return _same_items({name: value for name, value in now.items() if name not in self._keep}, saved)
+        return same_items({name: value for name, value in now.items() if name not in self._keep}, saved)
 
     # --- as pairs of an object and its contents
 
@@ -302,13 +302,14 @@ class Snapshot:
         return ()
 
 
-def _same(first: Any, second: Any) -> bool:
+def same_entries(first: Any, second: Any) -> bool:
     """Whether both hold the same objects in the same order."""
     return len(first) == len(second) and all(map(operator.is_, first, second))
 
 
-def _same_items(first: dict[Any, Any], second: dict[Any, Any]) -> bool:
-    return _same(first.values(), second.values()) and _same(first, second)
+def same_items(first: dict[Any, Any], second: dict[Any, Any]) -> bool:
+    """Whether both hold the same keys and values in the same order."""
+    return same_entries(first.values(), second.values()) and same_entries(first, second)
 
 
 _Look = Callable[[Snapshot, Any], Iterable[Any]]
