@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from cga_lightning.cli.comparison.networks import Classifier, cnn, lenet5
+from cga_lightning.cli.comparison.trial import quietly
 
 
 def wide() -> nn.Module:
@@ -62,8 +62,7 @@ def forward_backward(net: nn.Module, batch: Sequence[Tensor]) -> None:
 
 def trainer(**options: Any) -> pl.Trainer:
     """One epoch on the CPU that writes nothing."""
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quietly()
     warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|multi-threaded, use of fork)")
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     return pl.Trainer(accelerator="cpu", max_epochs=1, **quiet, **options)

@@ -9,7 +9,6 @@ Both methods get the same model, data, batches, optimizer and seed. Prints a tab
 from __future__ import annotations
 
 import argparse
-import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from cga_lightning import ConsensusMonitor, DecentralizedStrategy, PartitionedDataModule, RunRecord, SimulatedStrategy
 from cga_lightning.cli.comparison.images import Images, digits, mnist
+from cga_lightning.cli.comparison.trial import quietly
 from cga_lightning.cli.report import write
 from cga_lightning.topology import TOPOLOGIES
 
@@ -31,8 +31,7 @@ BASELINE = "dpsgd"
 REGISTERED = {name: StrategyRegistry[name]["init_params"] for name in StrategyRegistry}
 STRATEGIES = {name: options for name, options in REGISTERED.items() if options.get("algorithm", BASELINE) != BASELINE}
 
-for library in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(library).setLevel(logging.ERROR)
+quietly()
 warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|logging interval)")  # the data is in memory
 
 

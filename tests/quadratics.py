@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -43,7 +43,15 @@ class Quadratics:
 def train(
     problem: Quadratics, algorithm: Algorithm, topology: Topology, lr: Callable[[int], float], steps: int
 ) -> Tensor:
-    """Plain gradient descent with the algorithm's directions; returns the agents' parameters `[N, d]`."""
+    """The agents' parameters after so many steps of `descent` `[N, d]`."""
+    *_, agents = descent(problem, algorithm, topology, lr, steps)
+    return torch.stack([agent.params for agent in agents])
+
+
+def descent(
+    problem: Quadratics, algorithm: Algorithm, topology: Topology, lr: Callable[[int], float], steps: int
+) -> Iterator[list[Agent]]:
+    """Plain gradient descent with the algorithm's directions; yields the agents after every step."""
     agents = problem.agents(topology)
     driver = StepDriver(algorithm, agents, LocalCommunicator())
     for step in range(steps):
@@ -52,7 +60,7 @@ def train(
         for agent in agents:
             agent.params -= lr(step) * agent.grad
         driver.end()
-    return torch.stack([agent.params for agent in agents])
+        yield agents
 
 
 def consensus_distance(x: Tensor) -> float:

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,14 +87,15 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             seconds = round(time.perf_counter() - self._start, 3)
             common = {"step": step, "seconds": seconds, "bytes": round(sent)}
-            _append(self._folder / AGENTS, [{**common, "agent": rank, **of} for rank, of in enumerate(values)])
+            append_rows(self._folder / AGENTS, [{**common, "agent": rank, **of} for rank, of in enumerate(values)])
 
 
 def _nothing(module: LightningModule) -> dict[str, float]:
     return {}
 
 
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows of the same columns to the end of a CSV file; a new one begins with their names."""
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

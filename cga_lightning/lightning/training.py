@@ -18,6 +18,7 @@ from cga_lightning.lightning.refusals import refuse_late_closure
 from cga_lightning.passes.module_state import Key, ModuleState, State, overwrite
 from cga_lightning.passes.random_state import RandomStreams
 from cga_lightning.passes.residents import Residents
+from cga_lightning.passes.shared_module import SharedModule
 
 if TYPE_CHECKING:
     from cga_lightning.lightning.agent_strategy import AgentStrategy
@@ -154,7 +155,8 @@ class Training:
         if residents is None:
             what = (strategy.module, strategy.optimizers[0], strategy.precision_plugin)
             keep = internals.attributes_of_lightning(strategy.module)
-            residents = self._residents = Residents(*what, self.streams, self._cross_gradients.backward, keep)
+            shared = SharedModule(*what, self.streams, keep)
+            residents = self._residents = Residents(shared, self._cross_gradients.backward)
         if residents.outdated:
             self._before_making()
             residents.make_agents(strategy.topology, strategy.local_agents)

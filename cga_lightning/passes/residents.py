@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from cga_lightning.copy_on_write import lazily_copied, shares_memory
 from cga_lightning.core.agent import Agent
@@ -18,7 +17,6 @@ from cga_lightning.core.loss_scaling import unscale
 from cga_lightning.passes.micro_batches import Backward, MicroBatches
 from cga_lightning.passes.module_state import ModuleState, State
 from cga_lightning.passes.parameters import Applied, SparseGradients, same_objects, set_gradients, trainable
-from cga_lightning.passes.random_state import RandomStreams
 from cga_lightning.passes.shared_module import Belongings, SharedModule
 from cga_lightning.topology import Topology
 
@@ -54,12 +52,8 @@ class Residents:
     """Keeps the parameters of each agent as views into its flat vector, so that models travel and mix without a copy.
 
     Args:
-        module: the user's module, in which one agent at a time is swapped in. A single agent keeps its tensors.
-        optimizer: of its parameters.
-        precision: see `SharedModule`.
-        streams: the random ones, of all agents.
+        shared: the user's module, in which one agent at a time is swapped in. A single agent keeps its tensors.
         backward: one pass of one micro-batch, for cross-gradients.
-        keep: see `SharedModule`.
 
     Attributes:
         differ: whether the agents have models of their own; False once all have taken over their mean.
@@ -69,24 +63,15 @@ class Residents:
 
     layout: FlatLayout
 
-    def __init__(
-        self,
-        module: nn.Module,
-        optimizer: Optimizer,
-        precision: Any,
-        streams: RandomStreams,
-        backward: Backward,
-        keep: Set[str] = frozenset(),
-    ) -> None:
+    def __init__(self, shared: SharedModule, backward: Backward) -> None:
         self.differ = True
         self.parameters: list[nn.Parameter] = []
         self._sparse = SparseGradients()
-        self.shared = SharedModule(module, optimizer, precision, streams, keep)
-        self._module = module
+        self.shared = shared
         self._backward = backward
         self._last_states: list[State] | None = None
-        self._residents = [Resident(*belongings) for belongings in self.shared.belongings(len(streams))]
-        self.shared.belongs_to(self.first)
+        self._residents = [Resident(*belongings) for belongings in shared.belongings()]
+        shared.belongs_to(self.first)
 
     def __iter__(self) -> Iterator[Resident]:
         return iter(self._residents)
@@ -110,11 +95,11 @@ class Residents:
     @property
     def outdated(self) -> bool:
         """Whether other parameters are trainable now than the agents were made for."""
-        return not same_objects(trainable(self._module), self.parameters)
+        return not same_objects(trainable(self.shared.module), self.parameters)
 
     def make_agents(self, topology: Topology, ranks: Sequence[int]) -> None:
         """Agents for the parameters that are trainable now; algorithms start anew, at the same step."""
-        self.parameters = trainable(self._module)
+        self.parameters = trainable(self.shared.module)
         self.layout = FlatLayout(self.parameters)
         self._sparse = SparseGradients()
         for rank, resident in zip(ranks, self._residents, strict=True):
@@ -182,7 +167,7 @@ class Residents:
             RuntimeError: agents have other buffers than the first one.
         """
         if self._is_single:
-            return [ModuleState(self._module).capture()]
+            return [ModuleState(self.shared.module).capture()]
         if self._last_states is not None:
             return self._last_states
         named = self._named_states()
@@ -200,7 +185,7 @@ class Residents:
         inside, is_for_all, found = self.shared.inside, self.shared.is_for_all, []
         for resident in self._residents:
             self.shared.swap_in(resident)
-            module_state = ModuleState(self._module)
+            module_state = ModuleState(self.shared.module)
             found.append((module_state.names, [lazily_copied(tensor) for tensor in module_state.capture()]))
         if inside is None or is_for_all:
             self.stay()
@@ -218,7 +203,7 @@ class Residents:
     def give_up(self) -> None:
         """There is no consensus: the module gets its own tensors with the values of the first agent."""
         self.stay()
-        self._end(ModuleState(self._module).capture())
+        self._end(ModuleState(self.shared.module).capture())
 
     def _end(self, values: State) -> None:
         self.stay()

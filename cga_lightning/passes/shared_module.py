@@ -59,7 +59,7 @@ class SharedModule:
         module: the module. The tensors that it holds now are the originals, to which `restore` returns.
         optimizer: of the module's parameters.
         precision: the object with the attribute `scaler`, if agents have scalers.
-        streams: the random ones, of all agents.
+        streams: the random ones, one for every agent of this process.
         keep: names of attributes of the module that do not belong to an agent.
 
     Attributes:
@@ -77,7 +77,7 @@ class SharedModule:
     ) -> None:
         self.optimizer = optimizer
         self.inside: Belongings | None = None
-        self._module = module
+        self.module = module
         self._keep = keep
         self._precision = precision
         self._streams = streams
@@ -91,12 +91,14 @@ class SharedModule:
         """The loss scaler of the agent inside."""
         return scaler_of(self._precision)
 
-    def belongings(self, agents: int) -> list[tuple[Snapshot | None, Any, GradScaler | None, int]]:
-        """What the module holds now, for so many agents: contents, optimizer state and scaler; several have copies."""
-        if agents == 1:
+    def belongings(self) -> list[tuple[Snapshot | None, Any, GradScaler | None, int]]:
+        """What the module holds now, for every agent: contents, optimizer state and scaler; several have copies."""
+        if len(self._streams) == 1:
             return [(None, self.optimizer.state, self.scaler, 0)]
-        contents = self._capture(trainable(self._module), None)
-        return [(contents, self._copied_state(), copy.deepcopy(self.scaler), stream) for stream in range(agents)]
+        contents = self._capture(trainable(self.module), None)
+        return [
+            (contents, self._copied_state(), copy.deepcopy(self.scaler), stream) for stream in range(len(self._streams))
+        ]
 
     def _copied_state(self) -> dict[Tensor, Any]:
         return defaultdict(dict, {p: copy.deepcopy(state) for p, state in self.optimizer.state.items()})
@@ -124,7 +126,7 @@ class SharedModule:
     # --- contents
 
     def _capture(self, parameters: Sequence[nn.Parameter], large: LargeContainers | None) -> Snapshot:
-        return Snapshot(self._module, leave=(*parameters, *self.metrics), keep=self._keep, large=large)
+        return Snapshot(self.module, leave=(*parameters, *self.metrics), keep=self._keep, large=large)
 
     def _contents_of(self, agent: Belongings) -> Snapshot | None:
         """Those of the agent inside, captured again if they may have changed."""
@@ -151,7 +153,7 @@ class SharedModule:
         assert self.inside is not None
         contents, leave = self._contents_of(self.inside), self.inside.parameters
         if contents is None:
-            return Snapshot(self._module, *others, leave=leave, large=self.inside.large)
+            return Snapshot(self.module, *others, leave=leave, large=self.inside.large)
         return Snapshot(*self.metrics, *others, leave=leave, base=contents, large=self.inside.large)
 
     def take_over(self) -> None:
@@ -207,7 +209,7 @@ class SharedModule:
 
     def restore(self, values: State) -> None:
         """Back to the original tensors, with these values; the agent inside leaves everything else behind."""
-        module_state = ModuleState(self._module)
+        module_state = ModuleState(self.module)
         current = zip(module_state.keys, module_state.capture(), values, strict=True)
         known = ((self._originals.get(key, tensor), tensor, value) for key, tensor, value in current)
         originals = [original if original.shape == value.shape else tensor for original, tensor, value in known]

@@ -111,23 +111,25 @@ void with_digits(const char* op, int64_t base, const Body& body) {
 
 int64_t buckets(int64_t length) { return (length + kBucket - 1) / kBucket; }
 
-}  // namespace
-
-// The scales of all buckets of x [d], float32 [ceil(d / 256)], and its codes, packed uint8.
-std::tuple<Tensor, Tensor> encode_levels(const Tensor& x, int64_t base) {
-  const int64_t length = x.numel();
-  check_vector("encode_levels", "x", x, ScalarType::Float, length);
+// The scales of all buckets of values [length], float32 [ceil(length / 256)], and their codes, packed uint8.
+// prepare(begin, count) is called ahead of every bucket and coded(begin, count, codes, levels, scale) after it.
+template <class Prepare, class Coded>
+std::tuple<Tensor, Tensor> encode(const char* op, const float* values, int64_t length, int64_t base,
+                                  const Prepare& prepare, const Coded& coded) {
   Tensor scales = empty_vector(buckets(length), ScalarType::Float), packed;
-  const float* values = x.const_data_ptr<float>();
   float* scale = scales.mutable_data_ptr<float>();
-  with_digits("encode_levels", base, [&](auto digits) {
+  with_digits(op, base, [&](auto digits) {
     packed = empty_vector(digits.bytes(length), ScalarType::Byte);
     uint8_t* bytes = packed.mutable_data_ptr<uint8_t>();
     for_each_chunk(length, [&](int64_t first, int64_t last) {
       Codes codes{};
       for_each_bucket(first, last, [&](int64_t begin, int64_t count) {
-        scale[begin / kBucket] = scale_of(values + begin, count, digits.kLevels);
-        round(values + begin, count, scale[begin / kBucket], digits.kLevels, &codes[begin - first]);
+        prepare(begin, count);
+        const float step = scale_of(values + begin, count, digits.kLevels);
+        uint8_t* own = &codes[begin - first];
+        round(values + begin, count, step, digits.kLevels, own);
+        scale[begin / kBucket] = step;
+        coded(begin, count, own, digits.kLevels, step);
       });
       digits.pack(codes.data(), last - first, bytes + first / digits.kPerByte);
     });
@@ -135,35 +137,33 @@ std::tuple<Tensor, Tensor> encode_levels(const Tensor& x, int64_t base) {
   return {scales, packed};
 }
 
+}  // namespace
+
+// The scales of all buckets of x [d], float32 [ceil(d / 256)], and its codes, packed uint8.
+std::tuple<Tensor, Tensor> encode_levels(const Tensor& x, int64_t base) {
+  const int64_t length = x.numel();
+  check_vector("encode_levels", "x", x, ScalarType::Float, length);
+  const auto nothing = [](auto...) {};
+  return encode("encode_levels", x.const_data_ptr<float>(), length, base, nothing, nothing);
+}
+
 // The same for memory + x; in memory stays what the code loses, 0 if that is not finite.
 std::tuple<Tensor, Tensor> encode_levels_(const Tensor& memory, const Tensor& x, int64_t base) {
   const int64_t length = memory.numel();
   check_vector("encode_levels_", "memory", memory, ScalarType::Float, length);
   check_vector("encode_levels_", "x", x, ScalarType::Float, length);
-  Tensor scales = empty_vector(buckets(length), ScalarType::Float), packed;
   float* values = memory.mutable_data_ptr<float>();
   const float* added = x.const_data_ptr<float>();
-  float* scale = scales.mutable_data_ptr<float>();
-  with_digits("encode_levels_", base, [&](auto digits) {
-    packed = empty_vector(digits.bytes(length), ScalarType::Byte);
-    uint8_t* bytes = packed.mutable_data_ptr<uint8_t>();
-    for_each_chunk(length, [&](int64_t first, int64_t last) {
-      Codes codes{};
-      for_each_bucket(first, last, [&](int64_t begin, int64_t count) {
-        for (int64_t i = begin; i < begin + count; ++i) values[i] += added[i];
-        const float step = scale_of(values + begin, count, digits.kLevels);
-        uint8_t* own = &codes[begin - first];
-        round(values + begin, count, step, digits.kLevels, own);
-        scale[begin / kBucket] = step;
-        for (int64_t i = 0; i < count; ++i) {
-          const float left = values[begin + i] - static_cast<float>(own[i] - digits.kLevels) * step;
-          values[begin + i] = std::fabs(left) <= std::numeric_limits<float>::max() ? left : 0.0f;
-        }
-      });
-      digits.pack(codes.data(), last - first, bytes + first / digits.kPerByte);
-    });
-  });
-  return {scales, packed};
+  const auto add = [=](int64_t begin, int64_t count) {
+    for (int64_t i = begin; i < begin + count; ++i) values[i] += added[i];
+  };
+  const auto keep = [=](int64_t begin, int64_t count, const uint8_t* codes, int levels, float scale) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float left = values[begin + i] - static_cast<float>(codes[i] - levels) * scale;
+      values[begin + i] = std::fabs(left) <= std::numeric_limits<float>::max() ? left : 0.0f;
+    }
+  };
+  return encode("encode_levels_", values, length, base, add, keep);
 }
 
 // Each level times the scale of its bucket, float32 [length].

@@ -12,22 +12,14 @@ from torch import Tensor
 
 import cga_lightning as cga
 from cga_lightning import CGA, DPSGD, QSGD, SGP, Compressed, Compressor, Ring, Rounded, ScaledSign, Ternary, WireDtype
-from cga_lightning.core import Agent, LocalCommunicator, StepDriver
+from cga_lightning.core import Agent
 from tests.algorithms.test_compressed import bytes_of_run
-from tests.quadratics import Quadratics, train
+from tests.quadratics import Quadratics, descent, train
 
 
 def run(problem: Quadratics, algorithm: cga.Algorithm, topology: cga.Topology, steps: int) -> Iterator[list[Agent]]:
     """The agents after every step."""
-    agents = problem.agents(topology)
-    driver = StepDriver(algorithm, agents, LocalCommunicator())
-    for _ in range(steps):
-        models = driver.begin()
-        driver.finish([agent.gradient(at=model) for agent, model in zip(agents, models, strict=True)])
-        for agent in agents:
-            agent.params = agent.params - 0.1 * agent.grad
-        driver.end()
-        yield agents
+    return descent(problem, algorithm, topology, lambda step: 0.1, steps)
 
 
 @pytest.mark.parametrize("compressor", [Rounded(4), Rounded(8), ScaledSign(), cga.TopK(0.3)], ids=repr)

@@ -15,6 +15,7 @@ import torch
 
 from cga_lightning.cli.comparison.task import Task
 from cga_lightning.cli.comparison.trial import FIXED, GRID, RESULTS, Run, quietly, text, train
+from cga_lightning.lightning.run_record import append_rows
 
 COLUMNS = (*GRID, *FIXED, *RESULTS)
 WHOLE = ("agents", "seed", "batch_size", "steps", "evaluations", "last", "test_samples", "tested", "bytes")
@@ -66,12 +67,7 @@ def read(path: Path) -> list[Run]:
 
 def append(path: Path, run: Run) -> None:
     """Add one row, at the end."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow({name: text(run[name]) for name in COLUMNS})
+    append_rows(path, [{name: text(run[name]) for name in COLUMNS}])
 
 
 def missing(path: Path, wanted: Sequence[Run]) -> list[Run]:

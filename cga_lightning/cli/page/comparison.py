@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cga_lightning.cli.comparison.curves import curve_of
 from cga_lightning.cli.comparison.runs import read
 from cga_lightning.cli.comparison.tables import METHOD, grouped, method_labels, setting_label, with_best_rates
 from cga_lightning.cli.comparison.trial import FIXED, SETTING
@@ -33,7 +34,7 @@ def _of(setting: Sequence[str], several: int) -> str:
 
 
 def _method(name: str, rows: Sequence[Row]) -> Run:
-    curves = [[float(value) for value in row["curve"].split()] for row in rows]
+    curves = [curve_of(row) for row in rows]
     first, count = rows[0], len(curves[0])
     steps = [first["steps"] * (place + 1) // count for place in range(count)]
     sent = float(np.mean([row["bytes"] for row in rows]))
